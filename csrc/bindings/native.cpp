@@ -1,0 +1,195 @@
+// pyguide._native: raw pointers, sizes and strides in; errors out. Python owns every tensor.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "core/matrix_view.h"
+#include "cpu/kernels.h"
+#include "cpu/ops.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using pyguide::Centering;
+using pyguide::DType;
+using pyguide::MatrixView;
+namespace cpu = pyguide::cpu;
+
+// (pointer, dtype, rows, cols, row stride, column stride), as pyguide/ops/views.py makes it.
+using ViewTuple = std::array<int64_t, 6>;
+
+[[noreturn]] void fail(const std::string& what) {
+  throw std::invalid_argument("pyguide._native: " + what);
+}
+
+void require(bool condition, const char* what) {
+  if (!condition) fail(what);
+}
+
+DType dtype_from(int64_t code) {
+  require(code >= 0 && code <= 3, "dtype code must be 0..3");
+  return static_cast<DType>(code);
+}
+
+Centering centering_from(int code) {
+  require(code >= 0 && code <= 2, "centering code must be 0, 1 or 2");
+  return static_cast<Centering>(code);
+}
+
+template <class T>
+T* pointer(int64_t address, const char* name) {
+  if (address == 0) fail(std::string(name) + " is a null pointer");
+  return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
+}
+
+MatrixView view_from(const ViewTuple& t, int64_t n) {
+  require(t[2] == n, "a layer's number of samples differs from n");
+  require(t[3] > 0, "a layer has no features");
+  require(t[4] >= 0 && t[5] >= 0, "strides must not be negative");
+  return {pointer<void>(t[0], "a layer"), dtype_from(t[1]), t[2], t[3], t[4], t[5]};
+}
+
+std::vector<MatrixView> views_from(const std::vector<ViewTuple>& tuples, int64_t n) {
+  std::vector<MatrixView> views;
+  for (const ViewTuple& t : tuples) views.push_back(view_from(t, n));
+  return views;
+}
+
+cpu::GramStack stack_from(int64_t address, int dtype, int64_t layers, int64_t n) {
+  require(n >= 1, "n must be positive");
+  require(layers >= 1, "a stack needs at least one layer");
+  const DType type = dtype_from(dtype);
+  require(type == DType::kFloat64 || type == DType::kFloat32,
+          "a Gram stack is float32 or float64");
+  return {pointer<void>(address, "the Gram stack"), type, layers, n};
+}
+
+std::vector<cpu::Pair> pairs_from(const std::vector<int64_t>& left,
+                                  const std::vector<int64_t>& right, int64_t layers) {
+  require(left.size() == right.size(), "left and right differ in length");
+  std::vector<cpu::Pair> pairs;
+  for (size_t p = 0; p < left.size(); ++p) {
+    require(left[p] >= 0 && left[p] < layers && right[p] >= 0 && right[p] < layers,
+            "a pair index is out of range");
+    pairs.push_back({left[p], right[p]});
+  }
+  return pairs;
+}
+
+void check_threads(int threads) { require(threads >= 1, "threads must be positive"); }
+
+void gram(const std::vector<ViewTuple>& layers, int centering, int64_t grams, int dtype, int64_t n,
+          int64_t stats, int threads, const std::string& instruction_set) {
+  check_threads(threads);
+  const cpu::GramStack stack = stack_from(grams, dtype, int64_t(layers.size()), n);
+  const std::vector<MatrixView> views = views_from(layers, n);
+  const Centering mode = centering_from(centering);
+  require(mode != Centering::kU || n >= 4, "U-centring needs n >= 4");
+  auto* layer_stats =
+      mode == Centering::kNone ? nullptr : pointer<cpu::LayerStats>(stats, "stats");
+  const cpu::KernelSet& kernels = cpu::kernel_set(instruction_set);
+  py::gil_scoped_release release;
+  cpu::gram(views, mode, stack, layer_stats, kernels, threads);
+}
+
+void alignment(int64_t grams, int dtype, int64_t layers, int64_t n, int64_t stats,
+               const std::vector<int64_t>& left, const std::vector<int64_t>& right,
+               int64_t values, int64_t degenerate, int threads,
+               const std::string& instruction_set) {
+  check_threads(threads);
+  const cpu::GramStack stack = stack_from(grams, dtype, layers, n);
+  const auto pairs = pairs_from(left, right, layers);
+  const auto* layer_stats = pointer<const cpu::LayerStats>(stats, "stats");
+  auto* out = pointer<double>(values, "values");
+  auto* flags = pointer<uint8_t>(degenerate, "degenerate");
+  const cpu::KernelSet& kernels = cpu::kernel_set(instruction_set);
+  py::gil_scoped_release release;
+  cpu::alignment(stack, layer_stats, pairs, out, flags, kernels, threads);
+}
+
+void coefficients(int64_t grams, int dtype, int64_t layers, int64_t n, int64_t stats,
+                  const std::vector<int64_t>& left, const std::vector<int64_t>& right,
+                  int64_t values, int64_t degenerate, int64_t grad,
+                  const std::vector<int64_t>& wanted, int64_t out, int threads,
+                  const std::string& instruction_set) {
+  check_threads(threads);
+  const cpu::GramStack stack = stack_from(grams, dtype, layers, n);
+  const auto pairs = pairs_from(left, right, layers);
+  for (int64_t w : wanted) require(w >= 0 && w < layers, "a wanted layer is out of range");
+  const auto* layer_stats = pointer<const cpu::LayerStats>(stats, "stats");
+  const auto* cka = pointer<const double>(values, "values");
+  const auto* flags = pointer<const uint8_t>(degenerate, "degenerate");
+  const auto* upstream = pointer<const double>(grad, "grad");
+  auto* to = pointer<void>(out, "out");
+  const cpu::KernelSet& kernels = cpu::kernel_set(instruction_set);
+  py::gil_scoped_release release;
+  cpu::coefficients(stack, layer_stats, pairs, cka, flags, upstream, wanted, to, kernels, threads);
+}
+
+void symmetrize(int64_t grads, int dtype, int64_t layers, int64_t n, bool center, int64_t out,
+                int threads, const std::string& instruction_set) {
+  check_threads(threads);
+  const cpu::GramStack stack = stack_from(grads, dtype, layers, n);
+  auto* to = pointer<void>(out, "out");
+  const cpu::KernelSet& kernels = cpu::kernel_set(instruction_set);
+  py::gil_scoped_release release;
+  cpu::symmetrize(stack, center ? Centering::kH : Centering::kNone, to, kernels, threads);
+}
+
+void apply(int64_t coefficients, int dtype, int64_t n, const std::vector<ViewTuple>& layers,
+           const std::vector<ViewTuple>& outs, bool shifted, int threads,
+           const std::string& instruction_set) {
+  check_threads(threads);
+  require(layers.size() == outs.size(), "layers and outs differ in length");
+  if (layers.empty()) return;
+  const cpu::GramStack stack = stack_from(coefficients, dtype, int64_t(layers.size()), n);
+  const auto xs = views_from(layers, n), to = views_from(outs, n);
+  std::vector<cpu::ApplyProblem> problems;
+  for (size_t l = 0; l < xs.size(); ++l) {
+    require(xs[l].cols == to[l].cols, "a layer and its output differ in features");
+    const auto* a =
+        static_cast<const char*>(stack.data) + int64_t(l) * n * n * pyguide::size_of(stack.dtype);
+    problems.push_back({a, xs[l], to[l]});
+  }
+  const cpu::KernelSet& kernels = cpu::kernel_set(instruction_set);
+  py::gil_scoped_release release;
+  cpu::apply(problems, stack.dtype, shifted, kernels, threads);
+}
+
+std::string compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#elif defined(__GNUC__)
+  return "gcc " __VERSION__;
+#else
+  return "unknown";
+#endif
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "Native CPU kernels of pyguide; see csrc/cpu/ops.h for what each call computes.";
+  m.def("instruction_sets", &cpu::instruction_sets,
+        "Instruction sets that are compiled in and supported by this CPU, best first.");
+  m.def("compiler", &compiler);
+  const auto isa = py::arg("instruction_set") = "";
+  m.def("gram", &gram, py::arg("layers"), py::arg("centering"), py::arg("grams"),
+        py::arg("dtype"), py::arg("n"), py::arg("stats"), py::arg("threads"), isa);
+  m.def("alignment", &alignment, py::arg("grams"), py::arg("dtype"), py::arg("layers"),
+        py::arg("n"), py::arg("stats"), py::arg("left"), py::arg("right"), py::arg("values"),
+        py::arg("degenerate"), py::arg("threads"), isa);
+  m.def("coefficients", &coefficients, py::arg("grams"), py::arg("dtype"), py::arg("layers"),
+        py::arg("n"), py::arg("stats"), py::arg("left"), py::arg("right"), py::arg("values"),
+        py::arg("degenerate"), py::arg("grad"), py::arg("wanted"), py::arg("out"),
+        py::arg("threads"), isa);
+  m.def("symmetrize", &symmetrize, py::arg("grads"), py::arg("dtype"), py::arg("layers"),
+        py::arg("n"), py::arg("center"), py::arg("out"), py::arg("threads"), isa);
+  m.def("apply", &apply, py::arg("coefficients"), py::arg("dtype"), py::arg("n"),
+        py::arg("layers"), py::arg("outs"), py::arg("shifted"), py::arg("threads"), isa);
+}

@@ -1,0 +1,34 @@
+"""pyguide: representational alignment for PyTorch with fused native kernels."""
+
+from pathlib import Path
+
+import torch  # noqa: F401  first: its OpenMP runtime then serves the native module too
+
+try:
+    import pyguide._native  # noqa: F401
+except ImportError as error:
+    _root = Path(__file__).resolve().parent.parent
+    if (_root / "CMakeLists.txt").exists():
+        _advice = (
+            f"{_root} holds pyguide's sources, and they are not built for this Python. Build them "
+            "in place from that folder with: pip install -c constraints.txt -e '.[test]' ; or, to "
+            "use a pyguide that is already installed, start Python in another folder."
+        )
+    else:
+        _advice = "Install pyguide again with: pip install --force-reinstall --no-deps pyguide"
+    raise ImportError(f"pyguide's native module does not load ({error}). {_advice}") from error
+
+from pyguide._version import __version__
+from pyguide.backends import Backend, backends
+from pyguide.ops import CKALoss, cka, cka_matrix, cka_pairs, gram
+
+__all__ = [
+    "Backend",
+    "CKALoss",
+    "__version__",
+    "backends",
+    "cka",
+    "cka_matrix",
+    "cka_pairs",
+    "gram",
+]

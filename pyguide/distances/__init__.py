@@ -1,0 +1,46 @@
+"""Distances between layers, built on :mod:`pyguide.ops`; each is one file here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from pyguide.distances.base import Distance
+from pyguide.distances.linear_cka import LinearCKA
+
+__all__ = ["Distance", "LinearCKA", "get_distance"]
+
+_BY_NAME: dict[str, Callable[[], Distance]] = {
+    "cka": LinearCKA,
+    "debiased_cka": partial(LinearCKA, debiased=True),
+}
+
+
+def get_distance(distance: str | Distance) -> Distance:
+    """The distance called `distance`, or `distance` itself if it is one.
+
+    Raises
+    ------
+    ValueError
+        If no distance has that name.
+    TypeError
+        If `distance` is neither a name nor a :class:`Distance`.
+
+    Examples
+    --------
+    >>> from pyguide.distances import get_distance
+    >>> get_distance("debiased_cka")
+    LinearCKA(debiased=True)
+    """
+    if isinstance(distance, Distance):
+        return distance
+    if not isinstance(distance, str):
+        raise TypeError(
+            f"distance must be a name ({', '.join(map(repr, _BY_NAME))}) or an object from "
+            f"pyguide.distances, got {type(distance).__name__}"
+        )
+    if distance not in _BY_NAME:
+        raise ValueError(
+            f"unknown distance {distance!r}: choose one of {', '.join(map(repr, _BY_NAME))}"
+        )
+    return _BY_NAME[distance]()

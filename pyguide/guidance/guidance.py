@@ -1,0 +1,409 @@
+"""Guidance: a training loss that pulls a target's layers towards a guide's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyguide.distances import Distance, get_distance
+from pyguide.guidance.capture import Recorder
+from pyguide.guidance.degeneracy import DegeneracyWarner
+from pyguide.guidance.layers import call_model, find_layer, list_layers, named_layers
+from pyguide.guidance.pairing import even_pairs, hidden_layers, is_candidate
+
+__all__ = ["Guidance"]
+
+
+class Guidance:
+    """Adds ``weight * sum of distances(target layer, guide layer)`` to a training loss.
+
+    With the default distance, 1 - linear CKA, this is the guidance of Subramaniam et al.
+    2025 (arXiv 2410.20035). The guide is frozen: it runs in eval mode under no_grad on the
+    target's minibatch, and its parameters and buffers never change. It may be trained or
+    randomly initialised.
+
+    Parameters
+    ----------
+    target : nn.Module
+        The network in training. Its state_dict is not touched. If it is compiled, make
+        Guidance before its first call.
+    guide : nn.Module
+        The network to resemble, on the same device. It must not share parameters with
+        the target or be a part of it.
+    pairs : "even" or sequence of (str, str)
+        Pairs (target path, guide path) of dotted module paths as :func:`pyguide.list_layers`
+        prints them; pairs on the same layer add up. "even" spreads min(t, g) pairs over the
+        candidate layers of both networks in execution order: Linear, convolutions, recurrent
+        layers, attention and adaptive pooling that are called once, without the network's
+        last one (the logits). Norm layers are left out: they restate the layer before them.
+    distance : str or Distance
+        "cka", "debiased_cka" or an object from :mod:`pyguide.distances`.
+    weight : float
+        Factor of the sum.
+    release_at : int, optional
+        Number of optimizer steps after which the target trains alone. 0: never guided.
+    example : Tensor, tuple or dict, optional
+        An input for both networks with which "even" is resolved now. Without it, the first
+        :meth:`loss` does so; until then every candidate layer is captured.
+
+    Raises
+    ------
+    ValueError
+        For an unknown layer (with the nearest matches) or distance, no pairs, a negative
+        `release_at`, or a guide that shares parameters with the target.
+
+    Notes
+    -----
+    The first axis of a captured output is the batch. torch's own recurrent, attention and
+    Transformer layers made with ``batch_first=False`` are transposed; a tuple stands for
+    its first tensor.
+
+    Examples
+    --------
+    >>> import torch, pyguide
+    >>> from torch import nn
+    >>> from pyguide.guidance import Guidance
+    >>> target = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    >>> guide = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 3))
+    >>> guidance = Guidance(target, guide, release_at=100)
+    >>> optimizer = torch.optim.SGD(target.parameters(), lr=0.1)
+    >>> for _ in range(3):
+    ...     x, y = torch.randn(64, 8), torch.randint(3, (64,))
+    ...     with guidance.capture():
+    ...         logits = target(x)
+    ...     loss = nn.functional.cross_entropy(logits, y) + guidance.loss(x)
+    ...     loss.backward()
+    ...     optimizer.step()
+    ...     optimizer.zero_grad()
+    ...     guidance.step()
+    >>> guidance.pairs
+    [('0', '0')]
+    >>> sorted(guidance.log_dict())
+    ['guidance/cka/0~0', 'guidance/loss']
+    """
+
+    def __init__(
+        self,
+        target: nn.Module,
+        guide: nn.Module,
+        pairs: str | Sequence[tuple[str, str]] = "even",
+        distance: str | Distance = "cka",
+        weight: float = 1.0,
+        release_at: int | None = None,
+        *,
+        example: Any = None,
+    ) -> None:
+        if release_at is not None and release_at < 0:
+            raise ValueError(f"release_at must be a number of steps >= 0, got {release_at}")
+        _check_separate(target, guide)
+        self.target = target
+        self.guide = guide
+        self.distance = get_distance(distance)
+        self.weight = float(weight)
+        self.release_at = release_at
+        #: Optimizer steps counted by :meth:`step`.
+        self.steps = 0
+        #: Whether guidance is over.
+        self.released = False
+        #: The (target path, guide path) pairs; None while "even" is not resolved.
+        self.pairs: list[tuple[str, str]] | None = None
+        #: (P,) detached distances of the last :meth:`loss`, in the order of `pairs`.
+        self.last: Tensor | None = None
+
+        self._target_layers = named_layers(target)
+        self._guide_layers = named_layers(guide)
+        self._guide_modules = list(guide.modules())
+        self._guide_parameters = list(guide.parameters())
+        self._last_loss: Tensor | None = None
+        self._degeneracy = DegeneracyWarner()
+        self._window = _Window(self)
+        self._window_closed = False
+        self._closed = False
+        self._recorders: tuple[Recorder, Recorder] | None = None
+        self._even = isinstance(pairs, str)
+        if not isinstance(pairs, str):
+            self._set_pairs(pairs)
+        elif pairs != "even":
+            raise ValueError(f'pairs must be "even" or a list of pairs of paths, got {pairs!r}')
+        elif example is not None:
+            self._set_pairs(
+                self._even_pairs(*(_once_called(model, example) for model in (target, guide)))
+            )
+        if release_at == 0:
+            self.released = True
+        else:
+            self._attach()
+
+    def capture(self) -> _Window:
+        """Context manager around the one forward pass of the target in a training step.
+
+        Layers are recorded only while it is open: close it before :meth:`loss` and before
+        backward, where activation checkpointing calls layers again. After release it does
+        nothing.
+        """
+        return self._window
+
+    def loss(self, x: Any, guide_inputs: Any = None) -> Tensor:
+        """The guidance term for the captured forward pass, a scalar.
+
+        Runs the guide, and uses up the capture.
+
+        Parameters
+        ----------
+        x : Tensor, tuple or dict
+            What the target saw: one argument, positional or keyword arguments.
+        guide_inputs : Tensor, tuple or dict, optional
+            What the guide sees instead of `x`.
+
+        Returns
+        -------
+        Tensor
+            ``weight * sum of distances``; zero, without a graph, after release.
+
+        Raises
+        ------
+        RuntimeError
+            Without a capture; if a layer recorded nothing, two calls, or an output that
+            was modified in place since; if grad mode is on but a captured layer of a
+            trainable target has no gradient (a checkpoint with ``use_reentrant=True``,
+            no_grad, frozen layers).
+        TypeError
+            If a layer's output is not a tensor or a tuple that starts with one.
+        ValueError
+            If paired layers differ in their number of samples.
+        """
+        if self.released:
+            return torch.zeros((), device=self._device())
+        if self._closed or self._recorders is None:
+            raise RuntimeError("this Guidance is closed")
+        target, guide = self._recorders
+        if target.recording:
+            raise RuntimeError("loss() belongs after the `with guidance.capture():` block")
+        if not self._window_closed:
+            raise RuntimeError(
+                "loss() needs a capture: run the target inside `with guidance.capture():` first, "
+                "once for each call of loss()"
+            )
+        self._window_closed = False
+        try:
+            self._run_guide(x if guide_inputs is None else guide_inputs, guide)
+            if self.pairs is None:
+                self._set_pairs(self._even_pairs(target.recorded(), guide.recorded()))
+                target.keep(self._target_paths)
+                guide.keep(self._guide_paths)
+            xs = target.take(self._target_paths)
+            ys = guide.take(self._guide_paths)
+        finally:
+            target.clear()
+            guide.clear()
+        assert self.pairs is not None
+        self._check_grad(xs)
+        self._check_samples(xs, ys)
+        distances, degenerate = self.distance.values_and_flags(xs, ys, pairs=self._index_pairs)
+        if degenerate is not None:
+            self._degeneracy.update(degenerate, self.pairs)
+        loss = self.weight * distances.sum()
+        self.last = distances.detach()
+        self._last_loss = loss.detach()
+        return loss
+
+    def step(self) -> None:
+        """Count one optimizer step; releases the target at `release_at`."""
+        self.steps += 1
+        if self.release_at is not None and self.steps >= self.release_at:
+            self.release()
+
+    def release(self) -> None:
+        """End guidance: no hooks, no forward pass of the guide, a zero :meth:`loss`."""
+        self.released = True
+        self._detach()
+
+    def close(self) -> None:
+        """Remove every hook; the object cannot be used afterwards."""
+        self._closed = True
+        self._detach()
+
+    def log_dict(self) -> dict[str, Tensor]:
+        """The last loss and its distances by name: detached scalars on their device.
+
+        Keys are ``guidance/loss`` and ``guidance/<distance>/<target path>~<guide path>``.
+        Empty before the first :meth:`loss` and after release.
+        """
+        if self.last is None or self._last_loss is None or self.pairs is None:
+            return {}
+        logs = {"guidance/loss": self._last_loss}
+        for (target, guide), value in zip(self.pairs, self.last.unbind(), strict=True):
+            logs[f"guidance/{self.distance.name}/{target}~{guide}"] = value
+        return logs
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step, whether released, and the pairs; no tensors."""
+        return {"step": self.steps, "released": self.released, "pairs": self.pairs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken; attaches or removes hooks as it says.
+
+        Raises
+        ------
+        ValueError
+            If this object was given other explicit pairs, or a layer does not exist.
+        """
+        if self._closed:
+            raise RuntimeError("this Guidance is closed")
+        pairs = state["pairs"]
+        if pairs is not None:
+            pairs = [(target, guide) for target, guide in pairs]
+            if not self._even and pairs != self.pairs:
+                raise ValueError(
+                    f"the state has the pairs {pairs}, this Guidance was given {self.pairs}"
+                )
+            self._set_pairs(pairs)
+        self.steps = int(state["step"])
+        self._detach()
+        over = self.release_at is not None and self.steps >= self.release_at
+        self.released = bool(state["released"]) or over
+        if not self.released:
+            self._attach()
+
+    def _attach(self) -> None:
+        if self.pairs is None:
+            target, guide = (
+                {path: layer for path, layer in layers.items() if is_candidate(layer)}
+                for layers in (self._target_layers, self._guide_layers)
+            )
+        else:
+            target = {path: self._target_layers[path] for path in self._target_paths}
+            guide = {path: self._guide_layers[path] for path in self._guide_paths}
+        self._recorders = Recorder(target, "target"), Recorder(guide, "guide")
+
+    def _detach(self) -> None:
+        for recorder in self._recorders or ():
+            recorder.remove()
+        self._recorders = None
+        self._window_closed = False
+        self.last = self._last_loss = None
+
+    def _set_pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
+        found = []
+        for pair in pairs:
+            if isinstance(pair, str) or len(pair) != 2:
+                raise ValueError(f"a pair is (target path, guide path), got {pair!r}")
+            found.append(
+                (
+                    find_layer(self._target_layers, pair[0], "target"),
+                    find_layer(self._guide_layers, pair[1], "guide"),
+                )
+            )
+        if not found:
+            raise ValueError('pairs is empty: give pairs of layers, or "even"')
+        self.pairs = found
+        self._target_paths = list(dict.fromkeys(target for target, _ in found))
+        self._guide_paths = list(dict.fromkeys(guide for _, guide in found))
+        self._index_pairs = [
+            (self._target_paths.index(target), self._guide_paths.index(guide))
+            for target, guide in found
+        ]
+
+    def _even_pairs(self, target: list[str], guide: list[str]) -> list[tuple[str, str]]:
+        hidden = {
+            "target": hidden_layers(target, self._target_layers),
+            "guide": hidden_layers(guide, self._guide_layers),
+        }
+        for owner, paths in hidden.items():
+            if not paths:
+                raise RuntimeError(
+                    f'"even" found no layer to pair in the {owner}: it needs a Linear, '
+                    "convolution, recurrent, attention or adaptive pooling layer that is called "
+                    "once and is not the last; give the pairs as a list, and if the model is "
+                    "compiled make Guidance before its first call"
+                )
+        return even_pairs(hidden["target"], hidden["guide"])
+
+    def _run_guide(self, inputs: Any, recorder: Recorder) -> None:
+        # A parent's train() or requires_grad_() may have reached the guide since.
+        if any(module.training for module in self._guide_modules):
+            self.guide.eval()
+        for parameter in self._guide_parameters:
+            if parameter.requires_grad:
+                parameter.requires_grad_(False)
+        recorder.recording = True
+        try:
+            with torch.no_grad():
+                call_model(self.guide, inputs)
+        finally:
+            recorder.recording = False
+
+    def _check_grad(self, xs: Sequence[Tensor]) -> None:
+        if not torch.is_grad_enabled():
+            return
+        without = [p for p, x in zip(self._target_paths, xs, strict=True) if not x.requires_grad]
+        if without and any(p.requires_grad for p in self.target.parameters()):
+            raise RuntimeError(
+                f"the captured output of {', '.join(map(repr, without))} of the target has no "
+                "gradient, so guidance could not train it: the forward pass ran under no_grad or "
+                "in a checkpoint with use_reentrant=True (set it to False), or no parameter up "
+                "to this layer is trainable; call loss() under no_grad for the value alone"
+            )
+
+    def _check_samples(self, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
+        for i, j in self._index_pairs:
+            if xs[i].shape[:1] != ys[j].shape[:1]:
+                raise ValueError(
+                    f"target layer {self._target_paths[i]!r} gave {tuple(xs[i].shape)} and guide "
+                    f"layer {self._guide_paths[j]!r} {tuple(ys[j].shape)}: the first axis is the "
+                    "batch and must be the same"
+                )
+
+    def _device(self) -> torch.device | None:
+        return next((p.device for p in self.target.parameters()), None)
+
+
+class _Window:
+    """The context of :meth:`Guidance.capture`."""
+
+    def __init__(self, guidance: Guidance) -> None:
+        self._guidance = guidance
+
+    def __enter__(self) -> None:
+        guidance = self._guidance
+        if guidance._closed:
+            raise RuntimeError("this Guidance is closed")
+        if guidance._recorders is None:
+            return
+        recorder = guidance._recorders[0]
+        if recorder.recording:
+            raise RuntimeError("guidance.capture() is already open")
+        recorder.clear()
+        guidance._window_closed = False
+        recorder.recording = True
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        guidance = self._guidance
+        if guidance._recorders is None:
+            return
+        recorder = guidance._recorders[0]
+        recorder.recording = False
+        guidance._window_closed = kind is None
+        if kind is not None:
+            recorder.clear()
+
+
+def _once_called(model: nn.Module, example: Any) -> list[str]:
+    """Paths that :func:`list_layers` saw once, in execution order."""
+    found = list_layers(model, example)
+    repeated = {layer.path for layer in found if layer.call}
+    return [layer.path for layer in found if layer.path not in repeated]
+
+
+def _check_separate(target: nn.Module, guide: nn.Module) -> None:
+    """The guide is frozen, so nothing in it may belong to the target."""
+    shared = {id(module) for module in target.modules()} & {id(m) for m in guide.modules()}
+    shared |= {id(p) for p in target.parameters()} & {id(p) for p in guide.parameters()}
+    if shared:
+        raise ValueError(
+            "the guide shares modules or parameters with the target and would freeze them: keep "
+            "it outside the target, or pass copy.deepcopy(guide)"
+        )

@@ -1,0 +1,354 @@
+"""Centred kernel alignment of many layer pairs, with its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyguide import reference
+from pyguide.ops import feature_space, sample_space
+from pyguide.ops.first_derivative import first_derivative_only
+from pyguide.ops.inputs import check_layers, check_pairs, check_precision, has_native_backend
+from pyguide.ops.library import register
+from pyguide.ops.native import result_dtype
+from pyguide.ops.routes import split_by_route
+
+__all__ = ["CKALoss", "cka", "cka_matrix", "cka_pairs", "cka_pairs_and_flags"]
+
+_REDUCTIONS = ("sum", "mean")
+
+
+def _register_route(name: str, route: Any) -> tuple[Any, Any]:
+    """Register the forward and backward operators of one way to compute CKA."""
+
+    def fake_forward(
+        layers: list[Tensor], left: list[int], right: list[int], debiased: bool
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        values = layers[0].new_empty(len(left), dtype=torch.float64)
+        degenerate = layers[0].new_empty(len(left), dtype=torch.bool)
+        return values, degenerate, route.fake_saved(layers)
+
+    def fake_backward(
+        grad: Tensor,
+        values: Tensor,
+        degenerate: Tensor,
+        saved: list[Tensor],
+        layers: list[Tensor],
+        left: list[int],
+        right: list[int],
+        wanted: list[int],
+        debiased: bool,
+    ) -> list[Tensor]:
+        return [torch.empty_like(layers[w]) for w in wanted]
+
+    forward = register(
+        f"{name}(Tensor[] layers, int[] left, int[] right, bool debiased)"
+        " -> (Tensor values, Tensor degenerate, Tensor[] saved)",
+        cpu=route.forward,
+        fake=fake_forward,
+    )
+    backward = register(
+        f"{name}_backward(Tensor grad, Tensor values, Tensor degenerate, Tensor[] saved,"
+        " Tensor[] layers, int[] left, int[] right, int[] wanted, bool debiased) -> Tensor[]",
+        cpu=route.backward,
+        fake=fake_backward,
+    )
+    return forward, backward
+
+
+_sample_forward, _sample_backward = _register_route("cka_sample_space", sample_space)
+_feature_forward, _feature_backward = _register_route("cka_feature_space", feature_space)
+
+
+class _CKA(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        in_feature_space: bool,
+        left: list[int],
+        right: list[int],
+        debiased: bool,
+        *layers: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        forward = _feature_forward if in_feature_space else _sample_forward
+        values, degenerate, saved = forward(list(layers), left, right, debiased)
+        ctx.in_feature_space, ctx.debiased = in_feature_space, debiased
+        ctx.left, ctx.right = left, right
+        ctx.layers = len(layers)
+        ctx.save_for_backward(values, degenerate, *layers, *saved)
+        ctx.mark_non_differentiable(degenerate)
+        return values.to(result_dtype(layers), copy=True), degenerate
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> Any:
+        values, degenerate, *rest = ctx.saved_tensors
+        layers, saved = rest[: ctx.layers], rest[ctx.layers :]
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[4:]) if needed]
+        backward = _feature_backward if ctx.in_feature_space else _sample_backward
+        computed = backward(
+            grad, values, degenerate, saved, layers, ctx.left, ctx.right, wanted, ctx.debiased
+        )
+        computed = first_derivative_only(computed, grad, *layers)
+        grads: list[Tensor | None] = [None] * len(layers)
+        for w, g in zip(wanted, computed, strict=True):
+            grads[w] = g
+        return (None, None, None, None, *grads)
+
+
+def _distinct(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
+    """The distinct tensors by object identity, and each one's position among them."""
+    distinct: list[Tensor] = []
+    positions: list[int] = []
+    if torch.compiler.is_compiling():  # Dynamo traces `is`, not `id`
+        for t in tensors:
+            found = [p for p, other in enumerate(distinct) if other is t]
+            positions.append(found[0] if found else len(distinct))
+            if not found:
+                distinct.append(t)
+        return distinct, positions
+    known: dict[int, int] = {}
+    for t in tensors:
+        position = known.setdefault(id(t), len(distinct))
+        if position == len(distinct):
+            distinct.append(t)
+        positions.append(position)
+    return distinct, positions
+
+
+def cka_pairs_and_flags(
+    xs: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    *,
+    pairs: Sequence[tuple[int, int]] | None = None,
+    debiased: bool = False,
+    precision: str | None = None,
+    route: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """:func:`cka_pairs`, and which pairs have a degenerate layer: (P,) and (P,) bool.
+
+    ``route`` is ``"auto"`` (less work), ``"sample"`` (n x n Gram matrices) or ``"feature"``
+    (d x d products); it changes the result only by rounding.
+    """
+    check_precision(precision)
+    check_layers(
+        [("xs[]", xs), ("ys[]", ys)],
+        min_samples=4 if debiased else 2,
+        why=" for debiased CKA" if debiased else "",
+    )
+    checked = check_pairs(pairs, len(xs), len(ys))
+    if not checked:
+        every = [*xs, *ys]
+        device = every[0].device if every else None
+        dtype = result_dtype(every) if every else torch.float32
+        return torch.zeros(0, dtype=dtype, device=device), torch.zeros(
+            0, dtype=torch.bool, device=device
+        )
+    device = xs[0].device
+    if not has_native_backend(device):
+        with torch.autocast(device.type, enabled=False):
+            return reference.cka_pairs_and_flags(xs, ys, pairs=checked, debiased=debiased)
+
+    # Only layers that a pair uses are touched; each distinct one gets one Gram matrix.
+    used = [xs[i] for i, _ in checked] + [ys[j] for _, j in checked]
+    layers, positions = _distinct(used)
+    indices = list(zip(positions[: len(checked)], positions[len(checked) :], strict=True))
+    values: list[Tensor] = []
+    flags: list[Tensor] = []
+    order: list[int] = []
+    for part in split_by_route(layers, indices, route):
+        value, flag = _CKA.apply(
+            part.in_feature_space,
+            [i for i, _ in part.pairs],
+            [j for _, j in part.pairs],
+            debiased,
+            *[layers[i] for i in part.layers],
+        )
+        values.append(value)
+        flags.append(flag)
+        order += part.positions
+    dtype = result_dtype([*xs, *ys])
+    if len(values) == 1:
+        return values[0].to(dtype), flags[0]
+    inverse = [0] * len(order)
+    for at, position in enumerate(order):
+        inverse[position] = at
+    return torch.cat([v.to(dtype) for v in values])[inverse], torch.cat(flags)[inverse]
+
+
+def cka_pairs(
+    xs: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    *,
+    pairs: Sequence[tuple[int, int]] | None = None,
+    debiased: bool = False,
+    precision: str | None = None,
+) -> Tensor:
+    """Linear CKA of many pairs of layers in one native call.
+
+    With ``K = X X^T`` and ``L = Y Y^T`` over the same n samples::
+
+        CKA = <K°, L°> / (||K°|| ||L°||)
+
+    where ``°`` is ``H K H`` (biased; Kornblith et al. 2019) or U-centring (debiased; the
+    HSIC estimator of Song et al. 2012, Székely & Rizzo 2014). CKA is invariant to
+    orthogonal maps, isotropic scaling, shifts and a joint permutation of the samples.
+
+    Biased CKA is near 1 for independent layers when d is much larger than n (0.97 at n = 16,
+    d = 512) and always 1 at n = 2; prefer ``debiased=True`` for small batches. Debiased CKA
+    lies in [-1, 1]. Nothing is clamped.
+
+    Each distinct tensor's Gram matrix is computed once, however many pairs use it, and a
+    layer in several pairs gets its gradient from one product.
+
+    Parameters
+    ----------
+    xs, ys : sequence of Tensor, each (n, ...)
+        Every axis but the first is flattened. float64, float32, bfloat16 or float16; dtype
+        and feature axes may differ from layer to layer, n and the device may not.
+    pairs : sequence of (int, int), optional
+        Indices into xs and ys; ``zip(xs, ys)`` by default. A pair given twice counts twice.
+    debiased : bool
+        The debiased estimator; needs n >= 4.
+    precision : {"highest", "high", "medium"}, optional
+        As torch's float32 matmul precision, which is the default. CPUs always compute at
+        "highest".
+
+    Returns
+    -------
+    Tensor, (P,)
+        float64 if every input is float64, else float32. Differentiable once in every input.
+        A pair with a degenerate layer (constant features, or for the debiased estimator a
+        Gram matrix without off-diagonal signal) is 0 with zero gradient; NaN or infinity in
+        an input gives NaN.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        Naming the argument, before any work: different n, n < 2 (debiased: n < 4), integer
+        or complex dtype, mixed devices, empty features, sparse tensors, a pair out of range.
+
+    Examples
+    --------
+    >>> import torch, pyguide
+    >>> x = torch.eye(4)
+    >>> pyguide.cka_pairs([x, x], [2 * x, x[:, :2]])
+    tensor([1.0000, 0.8165])
+    """
+    return cka_pairs_and_flags(
+        xs, ys, pairs=pairs, debiased=debiased, precision=precision
+    )[0]
+
+
+def cka(x: Tensor, y: Tensor, *, debiased: bool = False, precision: str | None = None) -> Tensor:
+    """Linear CKA of two layers; see :func:`cka_pairs`.
+
+    Parameters
+    ----------
+    x, y : Tensor, (n, ...)
+    debiased : bool
+        The debiased estimator; needs n >= 4.
+    precision : {"highest", "high", "medium"}, optional
+
+    Returns
+    -------
+    Tensor, ()
+
+    Examples
+    --------
+    >>> import torch, pyguide
+    >>> x = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+    >>> pyguide.cka(x, -5 * x + 1)
+    tensor(1.)
+    """
+    for name, value in (("x", x), ("y", y)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    return cka_pairs([x], [y], debiased=debiased, precision=precision)[0]
+
+
+def cka_matrix(
+    xs: Sequence[Tensor],
+    ys: Sequence[Tensor] | None = None,
+    *,
+    debiased: bool = False,
+    precision: str | None = None,
+) -> Tensor:
+    """Linear CKA of every layer of xs with every layer of ys; see :func:`cka_pairs`.
+
+    Parameters
+    ----------
+    xs, ys : sequence of Tensor, each (n, ...)
+        ``ys`` is ``xs`` by default.
+    debiased : bool
+        The debiased estimator; needs n >= 4.
+    precision : {"highest", "high", "medium"}, optional
+
+    Returns
+    -------
+    Tensor, (len(xs), len(ys))
+
+    Examples
+    --------
+    >>> import torch, pyguide
+    >>> x = torch.eye(4)
+    >>> pyguide.cka_matrix([x, x[:, :2]])
+    tensor([[1.0000, 0.8165],
+            [0.8165, 1.0000]])
+    """
+    ys = xs if ys is None else ys
+    pairs = [(i, j) for i in range(len(xs)) for j in range(len(ys))]
+    values = cka_pairs(xs, ys, pairs=pairs, debiased=debiased, precision=precision)
+    return values.reshape(len(xs), len(ys))
+
+
+class CKALoss(torch.nn.Module):
+    """``1 - CKA`` over pairs of layers, summed or averaged; see :func:`cka_pairs`.
+
+    Parameters
+    ----------
+    pairs : sequence of (int, int), optional
+        Indices into xs and ys; ``zip(xs, ys)`` by default.
+    debiased : bool
+        The debiased estimator; needs n >= 4.
+    reduction : {"sum", "mean"}
+        Over the pairs. The paper of guidance sums.
+    precision : {"highest", "high", "medium"}, optional
+
+    Examples
+    --------
+    >>> import torch, pyguide
+    >>> loss = pyguide.CKALoss(reduction="mean")
+    >>> x = torch.eye(4, requires_grad=True)
+    >>> loss([x], [torch.eye(4)[:, :2]]).item()
+    0.18350344...
+    """
+
+    def __init__(
+        self,
+        *,
+        pairs: Sequence[tuple[int, int]] | None = None,
+        debiased: bool = False,
+        reduction: str = "sum",
+        precision: str | None = None,
+    ):
+        super().__init__()
+        if reduction not in _REDUCTIONS:
+            raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}")
+        check_precision(precision)
+        self.pairs = None if pairs is None else [(int(i), int(j)) for i, j in pairs]
+        self.debiased = debiased
+        self.reduction = reduction
+        self.precision = precision
+
+    def forward(self, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
+        """Loss of layers xs against layers ys, each (n, ...): a scalar."""
+        distances = 1 - cka_pairs(
+            xs, ys, pairs=self.pairs, debiased=self.debiased, precision=self.precision
+        )
+        return distances.sum() if self.reduction == "sum" else distances.mean()
+
+    def extra_repr(self) -> str:
+        return f"pairs={self.pairs}, debiased={self.debiased}, reduction={self.reduction!r}"

@@ -1,0 +1,33 @@
+"""A clear error for second derivatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["first_derivative_only"]
+
+
+class _FirstDerivativeOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(
+            "pyguide's native operators have first derivatives only; for a second derivative "
+            "use the same function of pyguide.reference"
+        )
+
+
+def first_derivative_only(grads: list[Tensor], *inputs: Tensor) -> list[Tensor]:
+    """The gradients, made to raise when they are differentiated again in any input.
+
+    Costs nothing unless the backward pass runs with ``create_graph=True``.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return grads
+    return list(_FirstDerivativeOnly.apply(len(grads), *grads, *inputs))

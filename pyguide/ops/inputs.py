@@ -1,0 +1,118 @@
+"""Checks of what users pass, before any work is done."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import warnings
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from pyguide.ops.views import DTYPE_CODES
+
+__all__ = ["check_layers", "check_pairs", "check_precision", "has_native_backend"]
+
+_PRECISIONS = ("highest", "high", "medium")
+
+
+def check_layers(
+    groups: Iterable[tuple[str, Sequence[Tensor]]], *, min_samples: int, why: str = ""
+) -> None:
+    """Raise unless all layers of the named groups can be compared with each other.
+
+    ``groups`` holds (argument name, layers); a name that ends in ``[]`` gets each layer's
+    index, so that a message can say ``xs[3]``.
+    """
+    first: tuple[str, Tensor] | None = None
+    for argument, layers in groups:
+        if isinstance(layers, Tensor) or not isinstance(layers, Sequence):
+            raise TypeError(
+                f"{argument.removesuffix('[]')} must be a list or tuple of tensors, "
+                f"got {type(layers).__name__}"
+            )
+        for index, x in enumerate(layers):
+            name = argument.replace("[]", f"[{index}]")
+            _check_layer(name, x)
+            if x.size(0) < min_samples:
+                raise ValueError(
+                    f"{name} needs at least {min_samples} samples{why}, got shape {tuple(x.shape)}"
+                )
+            if first is None:
+                first = (name, x)
+            elif x.size(0) != first[1].size(0):
+                raise ValueError(
+                    f"all layers need the same number of samples: {first[0]} has "
+                    f"{first[1].size(0)}, {name} has {x.size(0)} (shape {tuple(x.shape)})"
+                )
+            elif x.device != first[1].device:
+                raise ValueError(
+                    f"all layers must be on one device: {first[0]} is on {first[1].device}, "
+                    f"{name} is on {x.device}"
+                )
+
+
+def _check_layer(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {x.layout}; use .to_dense()")
+    if x.dtype not in DTYPE_CODES:
+        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {x.dtype}")
+    if x.dim() == 0:
+        raise ValueError(f"{name} must have shape (n, ...), got a scalar")
+    if any(size == 0 for size in x.shape[1:]):
+        raise ValueError(f"{name} has no features: shape {tuple(x.shape)}")
+
+
+def check_pairs(
+    pairs: Sequence[tuple[int, int]] | None, left: int, right: int
+) -> list[tuple[int, int]]:
+    """The pairs as a list of int tuples; None is zip(xs, ys)."""
+    if pairs is None:
+        if left != right:
+            raise ValueError(
+                f"without pairs=, xs and ys must have the same length, got {left} and {right}"
+            )
+        return [(i, i) for i in range(left)]
+    checked = []
+    for index, pair in enumerate(pairs):
+        try:
+            i, j = (operator.index(k) for k in pair)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"pairs[{index}] must be two integers (index into xs, index into ys), got {pair!r}"
+            ) from None
+        for k, count, argument in ((i, left, "xs"), (j, right, "ys")):
+            if not 0 <= k < count:
+                raise IndexError(
+                    f"pairs[{index}] = ({i}, {j}): {k} is out of range for {argument}, "
+                    f"which has {count} layers (negative indices are not accepted)"
+                )
+        checked.append((i, j))
+    return checked
+
+
+def check_precision(precision: str | None) -> None:
+    """Raise unless precision is one of torch's float32 matmul precisions, or None."""
+    if precision is not None and precision not in _PRECISIONS:
+        raise ValueError(f"precision must be one of {_PRECISIONS} or None, got {precision!r}")
+
+
+@functools.cache
+def _warn_no_backend(device_type: str) -> None:
+    warnings.warn(
+        f"pyguide has no native backend for {device_type!r} tensors; "
+        "using the slower pyguide.reference (see pyguide.backends())",
+        stacklevel=4,
+    )
+
+
+def has_native_backend(device: torch.device) -> bool:
+    """Whether native kernels run there; warns once a device type if not."""
+    if device.type == "cpu":
+        return True
+    if not torch.compiler.is_compiling():
+        _warn_no_backend(device.type)
+    return False

@@ -1,0 +1,87 @@
+"""Whether a set of pairs goes through n x n Gram matrices or d x d feature products."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Part", "split_by_route"]
+
+_ROUTES = ("auto", "sample", "feature")
+
+# Below this many multiply-adds either way is a matter of microseconds, and the sample route is
+# a single native call.
+_SMALL = 1 << 22
+
+
+class Part(NamedTuple):
+    """Pairs that are computed together."""
+
+    in_feature_space: bool
+    layers: list[int]  # which layers take part
+    pairs: list[tuple[int, int]]  # indices into `layers`
+    positions: list[int]  # where each pair stood in the list that was split
+
+
+def _connected_sets(count: int, pairs: list[tuple[int, int]]) -> list[int]:
+    """The representative of each layer's connected set."""
+    parent = list(range(count))
+
+    def find(i: int) -> int:
+        while parent[i] != i:
+            i = parent[i]
+        return i
+
+    for i, j in pairs:
+        a, b = find(i), find(j)
+        if a != b:
+            parent[max(a, b)] = min(a, b)
+    return [find(i) for i in range(count)]
+
+
+def _feature_space_is_less(layers: list[Tensor], pairs: list[tuple[int, int]]) -> bool:
+    """Compare multiply-adds; a float64 one counts twice, and feature space is all float64."""
+    n = layers[0].size(0)
+    features = [x.numel() // n for x in layers]
+    sample = feature = 0
+    for x, d in zip(layers, features, strict=True):
+        passes = 2 if x.requires_grad else 1
+        sample += (1 if x.dtype != torch.float64 else 2) * n * n * d * (2 * passes - 1) // 2
+        feature += 2 * n * d * d * (2 * passes - 1)
+    for i, j in set(pairs):
+        if i != j:
+            passes = 1 + int(layers[i].requires_grad) + int(layers[j].requires_grad)
+            feature += 2 * n * features[i] * features[j] * passes
+    return sample > _SMALL and feature < sample
+
+
+def split_by_route(layers: list[Tensor], pairs: list[tuple[int, int]], route: str) -> list[Part]:
+    """Split pairs into at most two parts, one a route; layers in connected pairs stay together."""
+    if route not in _ROUTES:
+        raise ValueError(f"route must be one of {_ROUTES}, got {route!r}")
+    everything = list(range(len(layers)))
+    if route != "auto":
+        return [Part(route == "feature", everything, pairs, list(range(len(pairs))))]
+    n = layers[0].size(0)
+    if all(x.numel() >= n * n for x in layers):  # d >= n: the Gram matrix is the smaller
+        return [Part(False, everything, pairs, list(range(len(pairs))))]
+    roots = _connected_sets(len(layers), pairs)
+    chosen = {}
+    for root in set(roots):
+        members = [pair for pair in pairs if roots[pair[0]] == root]
+        inside = [i for i in everything if roots[i] == root]
+        local = {i: k for k, i in enumerate(inside)}
+        chosen[root] = _feature_space_is_less(
+            [layers[i] for i in inside], [(local[i], local[j]) for i, j in members]
+        )
+    parts = []
+    for in_feature_space in (False, True):
+        members = [i for i in everything if chosen[roots[i]] == in_feature_space]
+        positions = [p for p, (i, _) in enumerate(pairs) if chosen[roots[i]] == in_feature_space]
+        if positions:
+            local = {i: k for k, i in enumerate(members)}
+            part_pairs = [(local[pairs[p][0]], local[pairs[p][1]]) for p in positions]
+            parts.append(Part(in_feature_space, members, part_pairs, positions))
+    return parts

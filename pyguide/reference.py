@@ -1,0 +1,168 @@
+"""Every formula of pyguide in plain torch, for any floating dtype and device.
+
+This module is the oracle of the tests (call it with float64 input) and the
+implementation on devices without a native backend. It is differentiable by
+autograd to any order. It is written to be read beside the formulas, not to be
+fast; the fast implementation of the same functions is :mod:`pyguide.ops`.
+
+Notation: ``X`` is n x d (n samples; every other axis flattened), ``K = X X^T``,
+``H = I - 11^T / n``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "center_features",
+    "cka",
+    "cka_matrix",
+    "cka_pairs",
+    "cka_pairs_and_flags",
+    "feature_space_inner_product",
+    "gram",
+    "h_center",
+    "u_center",
+]
+
+
+def _as_matrix(x: Tensor) -> Tensor:
+    """Flatten (n, ...) to (n, d); 16-bit types become float32."""
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
+    return x.reshape(x.shape[0], -1)
+
+
+def center_features(x: Tensor) -> Tensor:
+    """``H X`` of an (n, d) matrix: subtract each feature's mean over the samples.
+
+    The mean is taken of ``x - x[0]``, so a constant feature becomes exactly zero.
+    """
+    x = x - x[:1]
+    return x - x.mean(dim=0, keepdim=True)
+
+
+def h_center(k: Tensor) -> Tensor:
+    """``H K H`` of a symmetric (n, n) matrix."""
+    rows = k.mean(dim=1, keepdim=True)
+    return k - rows - rows.mT + rows.mean()
+
+
+def u_center(k: Tensor) -> Tensor:
+    """U-centre a symmetric (n, n) matrix (Székely & Rizzo 2014); needs n >= 4.
+
+    Zero the diagonal; off it ``K_ij - (r_i + r_j)/(n-2) + s/((n-1)(n-2))`` with
+    ``r`` the row sums and ``s`` the total of the zero-diagonal matrix.
+    """
+    n = k.shape[0]
+    off_diagonal = 1.0 - torch.eye(n, dtype=k.dtype, device=k.device)
+    k = k * off_diagonal
+    r = k.sum(dim=1, keepdim=True)
+    return (k - (r + r.mT) / (n - 2) + r.sum() / ((n - 1) * (n - 2))) * off_diagonal
+
+
+def gram(xs: Sequence[Tensor], *, center: bool = True) -> Tensor:
+    """Gram matrices ``X X^T`` of L layers, centred to ``H X X^T H`` by default: (L, n, n)."""
+    matrices = [_as_matrix(x) for x in xs]
+    if center:
+        matrices = [center_features(x) for x in matrices]
+    grams = [x @ x.mT for x in matrices]
+    dtype = torch.float64 if all(k.dtype == torch.float64 for k in grams) else torch.float32
+    return torch.stack([k.to(dtype) for k in grams])
+
+
+def cka_pairs_and_flags(
+    xs: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    *,
+    pairs: Sequence[tuple[int, int]] | None = None,
+    debiased: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """CKA of every pair and whether one of its layers is degenerate: (P,) and (P,) bool.
+
+    A layer is degenerate when ``tr(Kc) = 0`` or ``||K°|| <= 16 eps tr(Kc)``; a pair with
+    a degenerate layer has value 0 and gradient 0, unless the formula gives NaN.
+    """
+    if pairs is None:
+        pairs = [(i, i) for i in range(len(xs))]
+    center = u_center if debiased else h_center
+
+    def centered(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = center_features(_as_matrix(x))
+        k = x @ x.mT
+        trace = k.diagonal().sum()
+        k = center(k)
+        # `where` before the root: the root's gradient at 0 is infinite.
+        square = (k * k).sum()
+        square = torch.where(square == 0, torch.ones_like(square), square)
+        norm = square.sqrt()
+        eps = torch.finfo(k.dtype).eps
+        size = torch.linalg.vector_norm(k.detach())
+        degenerate = (trace.detach() == 0) | (size <= 16 * eps * trace.detach())
+        return k, norm, degenerate
+
+    left = {i: centered(xs[i]) for i in {i for i, _ in pairs}}
+    right = {j: centered(ys[j]) for j in {j for _, j in pairs}}
+    all_double = all(t.dtype == torch.float64 for t in [*xs, *ys])
+    dtype = torch.float64 if all_double else torch.float32
+    values, flags = [], []
+    for i, j in pairs:
+        k, k_norm, k_degenerate = left[i]
+        m, m_norm, m_degenerate = right[j]
+        value = (k / k_norm * (m / m_norm)).sum()
+        flag = (k_degenerate | m_degenerate) & ~value.detach().isnan()
+        values.append(torch.where(flag, torch.zeros_like(value), value).to(dtype))
+        flags.append(flag)
+    if not values:
+        device = xs[0].device if len(xs) else None
+        empty = torch.zeros(0, dtype=dtype, device=device)
+        return empty, empty.bool()
+    return torch.stack(values), torch.stack(flags)
+
+
+def cka_pairs(
+    xs: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    *,
+    pairs: Sequence[tuple[int, int]] | None = None,
+    debiased: bool = False,
+) -> Tensor:
+    """CKA of every pair of layers, (P,): ``<K°, L°> / (||K°|| ||L°||)``.
+
+    ``°`` is H-centring (biased; Kornblith et al. 2019) or U-centring (debiased;
+    Song et al. 2012). See :func:`pyguide.cka_pairs`.
+    """
+    return cka_pairs_and_flags(xs, ys, pairs=pairs, debiased=debiased)[0]
+
+
+def cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
+    """CKA of two layers, a scalar."""
+    return cka_pairs([x], [y], debiased=debiased)[0]
+
+
+def cka_matrix(
+    xs: Sequence[Tensor], ys: Sequence[Tensor] | None = None, *, debiased: bool = False
+) -> Tensor:
+    """CKA of every x with every y: (len(xs), len(ys))."""
+    ys = xs if ys is None else ys
+    pairs = [(i, j) for i in range(len(xs)) for j in range(len(ys))]
+    return cka_pairs(xs, ys, pairs=pairs, debiased=debiased).reshape(len(xs), len(ys))
+
+
+def feature_space_inner_product(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
+    """``<K°, L°>`` from d x d matrices, for n > d.
+
+    Biased: ``||Y^T X||^2`` with column-centred X and Y. Debiased:
+    ``||Y^T X||^2 - n/(n-2) sum_i |x_i|^2 |y_i|^2 + ||X||^2 ||Y||^2 / ((n-1)(n-2))``.
+    """
+    x = center_features(_as_matrix(x))
+    y = center_features(_as_matrix(y))
+    value = (y.mT @ x).square().sum()
+    if debiased:
+        n = x.shape[0]
+        p, q = x.square().sum(dim=1), y.square().sum(dim=1)
+        value = value - n / (n - 2) * (p * q).sum() + p.sum() * q.sum() / ((n - 1) * (n - 2))
+    return value
