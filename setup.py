@@ -20,7 +20,6 @@ NO_COMPILER = """pyguide compiles a native module and found no C++17 compiler.
 Install one and try again:
     Debian, Ubuntu   apt install g++
     Fedora, RHEL     dnf install gcc-c++
-    macOS            brew install gcc
 or set the environment variable CXX to the compiler's path."""
 
 NO_HEADERS = """pyguide compiles a native module and found no Python.h in {include}.

@@ -15,20 +15,26 @@ except ImportError as error:
             "use a pyguide that is already installed, start Python in another folder."
         )
     else:
-        _advice = "Install pyguide again with: pip install --force-reinstall --no-deps pyguide"
+        _advice = "Install it again, from its sources: pip install --force-reinstall --no-deps ."
     raise ImportError(f"pyguide's native module does not load ({error}). {_advice}") from error
 
 from pyguide._version import __version__
+from pyguide import distances
 from pyguide.backends import Backend, backends
+from pyguide.guidance import Guidance, LayerInfo, list_layers
 from pyguide.ops import CKALoss, cka, cka_matrix, cka_pairs, gram
 
 __all__ = [
     "Backend",
     "CKALoss",
+    "Guidance",
+    "LayerInfo",
     "__version__",
     "backends",
     "cka",
     "cka_matrix",
     "cka_pairs",
+    "distances",
     "gram",
+    "list_layers",
 ]

@@ -11,7 +11,9 @@ Notation: ``X`` is n x d (n samples; every other axis flattened), ``K = X X^T``,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +29,23 @@ __all__ = [
     "h_center",
     "u_center",
 ]
+
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
+
+
+def _without_autocast(function: _Function) -> _Function:
+    """Run with autocast off on every device: inside it even float32 products are 16-bit."""
+
+    @functools.wraps(function)
+    def wrapped(xs: Sequence[Tensor], *args: object, **kwargs: object) -> object:
+        device = xs[0].device.type if len(xs) else "cpu"
+        if not torch.amp.is_autocast_available(device):
+            return function(xs, *args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return function(xs, *args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
 
 
 def _as_matrix(x: Tensor) -> Tensor:
@@ -64,6 +83,7 @@ def u_center(k: Tensor) -> Tensor:
     return (k - (r + r.mT) / (n - 2) + r.sum() / ((n - 1) * (n - 2))) * off_diagonal
 
 
+@_without_autocast
 def gram(xs: Sequence[Tensor], *, center: bool = True) -> Tensor:
     """Gram matrices ``X X^T`` of L layers, centred to ``H X X^T H`` by default: (L, n, n)."""
     matrices = [_as_matrix(x) for x in xs]
@@ -74,6 +94,7 @@ def gram(xs: Sequence[Tensor], *, center: bool = True) -> Tensor:
     return torch.stack([k.to(dtype) for k in grams])
 
 
+@_without_autocast
 def cka_pairs_and_flags(
     xs: Sequence[Tensor],
     ys: Sequence[Tensor],

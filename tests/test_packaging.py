@@ -62,13 +62,13 @@ def environment(folder: Path) -> Path:
 
 
 def copy_of_the_sources(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE"):
-        shutil.copy2(ROOT / name, folder)
+    folder.mkdir()
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy2(path, folder)
+    unbuilt = shutil.ignore_patterns("*.so", "__pycache__")
     for name in ("csrc", "pyguide"):
-        shutil.copytree(
-            ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "__pycache__")
-        )
+        shutil.copytree(ROOT / name, folder / name, ignore=unbuilt)
     return folder
 
 

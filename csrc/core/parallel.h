@@ -25,6 +25,13 @@ void parallel(int threads, Body&& body) {
   for (int t = 0; t < threads; ++t) body(t);
 }
 
+// How many of `threads` are worth starting for this many multiply-adds: waking a thread costs
+// about as much as 2^17 of them. Depends on the sizes only, so results stay reproducible.
+inline int threads_for(double work, int threads) {
+  const double worth = 1 + work / double(1 << 17);
+  return worth < threads ? int(worth) : threads;
+}
+
 // Calls body(i) for i in [0, count), in contiguous ranges.
 template <class Body>
 void parallel_for(int threads, int64_t count, Body&& body) {

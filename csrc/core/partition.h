@@ -19,6 +19,7 @@ class Partition {
     }
   }
 
+  double cost() const { return start_.back(); }
   int64_t items() const { return int64_t(units_.size()); }
   int64_t units(int64_t item) const { return units_[item]; }
 

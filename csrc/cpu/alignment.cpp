@@ -27,6 +27,7 @@ void alignment_of(const GramStack& grams, const LayerStats* stats, const std::ve
   const int64_t size = grams.n * grams.n;
   const int64_t chunks = ceil_div(size, kChunk);
   const int64_t count = int64_t(pairs.size());
+  threads = threads_for(double(count) * double(size), threads);
   std::vector<double> partial(count * chunks);
   parallel_for(threads, count * chunks, [&](int64_t work) {
     const Pair& pair = pairs[work / chunks];
@@ -75,6 +76,7 @@ void coefficients_of(const GramStack& grams, const LayerStats* stats,
     add(pairs[p].right, pairs[p].left);
   }
   const int64_t rows = int64_t(wanted.size()) * n;
+  threads = threads_for(2 * double(pairs.size()) * double(n) * double(n), threads);
   parallel(threads, [&](int t) {
     constexpr int64_t kColumns = 512;
     double sums[kColumns];
@@ -98,6 +100,7 @@ void symmetrize_of(const GramStack& grads, Centering centering, T* out, const Ke
                    int threads) {
   const T* g = static_cast<const T*>(grads.data);
   const int64_t n = grads.n;
+  threads = threads_for(double(grads.layers) * double(n) * double(n), threads);
   for_each_layer(grads.layers, threads, [&](int64_t l, int layer_threads) {
     const T* from = g + l * n * n;
     T* to = out + l * n * n;

@@ -114,6 +114,7 @@ void apply(const std::vector<ApplyProblem>& problems, DType coefficient_dtype, b
     }
   }
   const Partition partition(std::move(units), std::move(costs));
+  threads = threads_for(partition.cost(), threads);
   const int64_t max_sliver = std::max(set.single.sliver, set.twice.sliver);
   std::vector<Workspace> workspaces;
   for (int t = 0; t < threads; ++t) workspaces.emplace_back(max_n, max_sliver);

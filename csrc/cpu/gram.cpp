@@ -130,6 +130,7 @@ void gram_as(const std::vector<MatrixView>& layers, Centering centering, const G
   Out* out = static_cast<Out*>(grams.data);
   const std::vector<Block> blocks = blocks_of(layers, n);
   const Partition partition = partition_of(blocks, layers);
+  threads = threads_for(partition.cost(), threads);
   const int64_t max_sliver = std::max(set.single.sliver, set.twice.sliver);
   std::vector<Workspace> workspaces;
   for (int t = 0; t < threads; ++t) workspaces.emplace_back(n, max_sliver);

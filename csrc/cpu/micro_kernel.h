@@ -23,6 +23,20 @@ struct MicroKernel {
   // tile[r][c] = sum_k p[k * kSliver + r] * q[k * kSliver + c]. Both operands have the sliver
   // layout, so one packing serves as either side of a Gram.
   static inline void run(const T* p, const T* q, int64_t depths, T* tile) {
+    // Two levels of sums: one chain of 512 float32 additions loses 2-3 times what torch's own
+    // product does; chains of 128 lose no more, and cost 2 % of the time.
+    run_chain<false>(p, q, depths < kChain ? depths : kChain, tile);
+    for (int64_t k = kChain; k < depths; k += kChain) {
+      const int64_t chain = depths - k < kChain ? depths - k : kChain;
+      run_chain<true>(p + k * kSliver, q + k * kSliver, chain, tile);
+    }
+  }
+
+ private:
+  static constexpr int64_t kChain = 128;
+
+  template <bool kAdd>
+  static inline void run_chain(const T* p, const T* q, int64_t depths, T* tile) {
     Vector sums[kRows][kVectors];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
@@ -48,7 +62,8 @@ struct MicroKernel {
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
-        *reinterpret_cast<Vector*>(tile + r * kSliver + v * W) = sums[r][v];
+        Vector* to = reinterpret_cast<Vector*>(tile + r * kSliver + v * W);
+        *to = kAdd ? *to + sums[r][v] : sums[r][v];
       }
     }
   }

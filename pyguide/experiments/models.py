@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 __all__ = ["DeepFCN", "ResNet1D"]
@@ -44,7 +46,7 @@ class DeepFCN(nn.Sequential):
         sizes = [in_features] + [width] * (depth - 1)
         blocks: list[nn.Module] = [
             nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU(), nn.Dropout(dropout))
-            for a, b in zip(sizes, sizes[1:], strict=False)
+            for a, b in pairwise(sizes)
         ]
         super().__init__(*blocks, nn.Linear(width, classes))
 

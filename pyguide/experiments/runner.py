@@ -96,9 +96,7 @@ def run_tasks(
 
     def start(task: Task) -> None:
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(
-            target=_work, args=(task.job, data, threads, sender), daemon=True
-        )
+        process = context.Process(target=_work, args=(task.job, data, threads, sender), daemon=True)
         with _interrupts_ignored():
             process.start()
         sender.close()

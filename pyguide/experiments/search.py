@@ -19,18 +19,20 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pyguide.experiments.deep_fcn import GUIDE, TARGET, TARGET_EPOCHS, versions
+from pyguide.experiments.config import ARMS, Config
+from pyguide.experiments.deep_fcn import versions
 from pyguide.experiments.errors import UserError
 from pyguide.experiments.files import read_json, write_json
 from pyguide.experiments.mnist1d import generate
 from pyguide.experiments.runner import Progress, Task, available_cores, run_tasks
-from pyguide.experiments.training import ARMS, GuideJob, TargetJob
+from pyguide.experiments.training import GuideJob, TargetJob
 
 __all__ = ["DEPTHS", "LEARNING_RATES", "main", "search", "select"]
 
 DEPTHS = (20, 32, 50)
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 SEED = 0
+_SHIPPED = Config()
 
 
 def search(
@@ -44,14 +46,14 @@ def search(
         "seed": SEED,
         "epochs": epochs,
         "threads": threads,
-        "target": TARGET,
-        "guide": GUIDE,
+        "target": {k: getattr(_SHIPPED, k) for k in ("width", "dropout", "batch_size", "weight")},
+        "guide": asdict(_SHIPPED.guide),
     }
     results: dict[str, Any] = {"config": config, "versions": versions(), "runs": [], "best": {}}
     if out.exists():
         results = read_json(out)
         if results["config"] != config:
-            raise UserError(f"{out} holds a search with another configuration; choose another --out")
+            raise UserError(f"{out} holds another configuration's search; choose another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         data, weights = Path(folder) / "data.npz", Path(folder) / "guide.pt"
@@ -60,20 +62,21 @@ def search(
         progress = Progress(tasks)
 
         def on_result(task: Task, result: dict[str, Any]) -> None:
-            if isinstance(task.job, GuideJob):
-                results["guide"] = result
-            else:
-                job = {k: v for k, v in asdict(task.job).items() if k in ("arm", "lr", "depth")}
-                results["runs"].append({"key": task.key, **job, **result})
+            job = task.job
+            if isinstance(job, TargetJob):
+                setting = {"arm": job.arm, "lr": job.lr, "depth": job.depth}
+                results["runs"].append({"key": task.key, **setting, **result})
                 results["best"] = select(results["runs"])
+            else:
+                results["guide"] = result
             write_json(out, results)
             progress.message(
-                f"{task.job.name}: validation loss {result['val_loss']:.3f}, accuracy "
+                f"{job.name}: validation loss {result['val_loss']:.3f}, accuracy "
                 f"{100 * result['val_accuracy']:.1f} % at epoch {result['best_epoch']}"
             )
 
         try:
-            return run_tasks(
+            failed = run_tasks(
                 tasks,
                 data,
                 workers=workers,
@@ -84,6 +87,8 @@ def search(
             )
         finally:
             progress.close()
+    write_json(out, results | {"failed": failed})
+    return failed
 
 
 def _tasks(config: dict[str, Any], weights: Path, done: set[str]) -> list[Task]:
@@ -99,14 +104,15 @@ def _tasks(config: dict[str, Any], weights: Path, done: set[str]) -> list[Task]:
             epochs=config["epochs"],
             weights=str(weights) if arm == "trained" else None,
             device="cpu",
-            **TARGET,
+            **config["target"],
         )
         key = f"{arm} depth {depth} lr {lr:g}"
         cost = depth / 50 * (1 if arm == "none" else 2)
         if key not in done:
             tasks.append(Task(key, job, needs="guide" if arm == "trained" else None, cost=cost))
     if any(task.needs for task in tasks):
-        tasks.insert(0, Task("guide", GuideJob(SEED, device="cpu", weights=str(weights), **GUIDE)))
+        guide = GuideJob(SEED, device="cpu", weights=str(weights), **config["guide"])
+        tasks.insert(0, Task("guide", guide))
     return tasks
 
 
@@ -124,10 +130,12 @@ def main(argv: list[str] | None = None) -> int:
     """Command line of the search; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m pyguide.experiments.search",
-        description="Search depth and learning rates of the deep-FCN experiment by validation loss.",
+        description="Search the deep-FCN experiment's depth and learning rates.",
     )
     parser.add_argument("--out", type=Path, required=True, help="JSON file; continued if it exists")
-    parser.add_argument("--epochs", type=int, default=TARGET_EPOCHS, help="(default: %(default)s)")
+    parser.add_argument(
+        "--epochs", type=int, default=_SHIPPED.epochs, help="(default: %(default)s)"
+    )
     parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS)
     parser.add_argument("--threads", type=int, default=1, help="per process (default: 1)")
     parser.add_argument("--workers", type=int, help="processes (default: cores / threads)")

@@ -19,14 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyguide.guidance import Guidance
 from pyguide.experiments.files import atomic_write
 from pyguide.experiments.mnist1d import Data
 from pyguide.experiments.models import DeepFCN, ResNet1D
+from pyguide.guidance import Guidance
 
-__all__ = ["ARMS", "GuideJob", "TargetJob"]
-
-ARMS = ("none", "trained", "untrained")
+__all__ = ["GuideJob", "TargetJob"]
 
 # Offset between the seeds of a run's target and its guide, so that the two networks
 # and the runs of neighbouring seeds draw from different streams.
@@ -66,7 +64,7 @@ class GuideJob:
         splits = _Splits(data, self.device)
         guide = _new_guide(self.seed).to(self.device)
         steps = self.epochs * splits.steps(self.batch_size)
-        optimizer = torch.optim.AdamW(guide.parameters(), lr=self.lr)
+        optimizer = torch.optim.AdamW(guide.parameters(), lr=self.lr, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps)
 
         def train_epoch(batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
@@ -81,9 +79,7 @@ class GuideJob:
                 totals.add(train_loss=loss, train_accuracy=_accuracy(logits, y))
             return totals.means()
 
-        result = _train(
-            guide, train_epoch, splits, self.seed, self.epochs, self.batch_size, report
-        )
+        result = _train(guide, train_epoch, splits, self.seed, self.epochs, self.batch_size, report)
         with atomic_write(Path(self.weights)) as temporary:
             torch.save(guide.state_dict(), temporary)
         return result
@@ -92,6 +88,9 @@ class GuideJob:
 @dataclass(frozen=True)
 class TargetJob:
     """Train a DeepFCN with Adam in one arm: no guide, a trained guide or an untrained one.
+
+    The records hold the epoch's mean task and guidance terms, and the norms of both terms'
+    gradients over all parameters in the epoch's first batch.
 
     Attributes
     ----------
@@ -127,7 +126,7 @@ class TargetJob:
         splits = _Splits(data, self.device)
         torch.manual_seed(self.seed)
         target = DeepFCN(self.depth, width=self.width, dropout=self.dropout).to(self.device)
-        optimizer = torch.optim.Adam(target.parameters(), lr=self.lr)
+        optimizer = torch.optim.Adam(target.parameters(), lr=self.lr, fused=True)
         guidance = self._guidance(target)
 
         def train_epoch(batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
@@ -164,7 +163,8 @@ class TargetJob:
             return None
         guide = _new_guide(self.seed)
         if self.arm == "trained":
-            guide.load_state_dict(torch.load(self.weights, weights_only=True))
+            assert self.weights is not None
+            guide.load_state_dict(torch.load(self.weights, map_location="cpu", weights_only=True))
         return Guidance(
             target,
             guide.to(self.device),
@@ -190,7 +190,9 @@ class _Splits:
     def steps(self, batch_size: int) -> int:
         return len(self.train[1]) // batch_size
 
-    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, batch_size: int, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Whole batches in a new order; CKA depends on the batch size, so no smaller last one."""
         x, y = self.train
         order = torch.randperm(len(y), generator=generator).to(y.device)
@@ -263,10 +265,12 @@ def _evaluate(model: nn.Module, split: tuple[Tensor, Tensor]) -> tuple[float, fl
     x, y = split
     model.eval()
     logits = model(x)
-    return F.cross_entropy(logits, y).item(), _accuracy(logits, y).item()
+    correct = int((logits.argmax(dim=1) == y).sum())
+    return F.cross_entropy(logits, y).item(), correct / len(y)
 
 
 def _accuracy(logits: Tensor, y: Tensor) -> Tensor:
+    """Accuracy on the device, without waiting for it."""
     return (logits.argmax(dim=1) == y).float().mean()
 
 
@@ -276,4 +280,3 @@ def _grad_norm(loss: Tensor, model: nn.Module) -> float:
     grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
     norms = [torch.linalg.vector_norm(g) for g in grads if g is not None]
     return torch.linalg.vector_norm(torch.stack(norms)).item()
-

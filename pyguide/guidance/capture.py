@@ -35,15 +35,11 @@ class Recorder:
         # Path -> the tensor if there was one, its version then, the type of the output.
         self._records: dict[str, tuple[Tensor | None, int | None, str]] = {}
         self._repeated: dict[str, bool] = {}
-        self._kept = frozenset(layers)
         self._handles = {
             path: module.register_forward_hook(_Hook(self, path)) for path, module in layers.items()
         }
 
     def record(self, path: str, output: Any) -> None:
-        # torch.compile does not notice that a hook was removed, but this it guards on.
-        if path not in self._kept:
-            return
         if path in self._records:
             self._repeated[path] = True
             return
@@ -108,8 +104,7 @@ class Recorder:
 
     def keep(self, paths: Iterable[str]) -> None:
         """Remove the hooks of every other layer."""
-        self._kept = frozenset(paths)
-        for path in self._handles.keys() - self._kept:
+        for path in self._handles.keys() - set(paths):
             self._handles.pop(path).remove()
 
     def remove(self) -> None:

@@ -63,7 +63,7 @@ class Guidance:
 
     Examples
     --------
-    >>> import torch, pyguide
+    >>> import torch
     >>> from torch import nn
     >>> from pyguide.guidance import Guidance
     >>> target = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
@@ -241,7 +241,8 @@ class Guidance:
 
     def state_dict(self) -> dict[str, Any]:
         """The step, whether released, and the pairs; no tensors."""
-        return {"step": self.steps, "released": self.released, "pairs": self.pairs}
+        pairs = None if self.pairs is None else list(self.pairs)
+        return {"step": self.steps, "released": self.released, "pairs": pairs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken; attaches or removes hooks as it says.
@@ -260,12 +261,15 @@ class Guidance:
                 raise ValueError(
                     f"the state has the pairs {pairs}, this Guidance was given {self.pairs}"
                 )
-            self._set_pairs(pairs)
+            if pairs != self.pairs:
+                self._detach()
+                self._set_pairs(pairs)
         self.steps = int(state["step"])
-        self._detach()
         over = self.release_at is not None and self.steps >= self.release_at
         self.released = bool(state["released"]) or over
-        if not self.released:
+        if self.released:
+            self._detach()
+        elif self._recorders is None:
             self._attach()
 
     def _attach(self) -> None:

@@ -125,7 +125,7 @@ def list_layers(model: nn.Module, example: Any) -> list[LayerInfo]:
 
     Examples
     --------
-    >>> import torch, pyguide
+    >>> import torch
     >>> from pyguide.guidance import list_layers
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
     >>> for layer in list_layers(model, torch.zeros(2, 4)):

@@ -148,8 +148,7 @@ def cka_pairs_and_flags(
         )
     device = xs[0].device
     if not has_native_backend(device):
-        with torch.autocast(device.type, enabled=False):
-            return reference.cka_pairs_and_flags(xs, ys, pairs=checked, debiased=debiased)
+        return reference.cka_pairs_and_flags(xs, ys, pairs=checked, debiased=debiased)
 
     # Only layers that a pair uses are touched; each distinct one gets one Gram matrix.
     used = [xs[i] for i, _ in checked] + [ys[j] for _, j in checked]
@@ -237,9 +236,7 @@ def cka_pairs(
     >>> pyguide.cka_pairs([x, x], [2 * x, x[:, :2]])
     tensor([1.0000, 0.8165])
     """
-    return cka_pairs_and_flags(
-        xs, ys, pairs=pairs, debiased=debiased, precision=precision
-    )[0]
+    return cka_pairs_and_flags(xs, ys, pairs=pairs, debiased=debiased, precision=precision)[0]
 
 
 def cka(x: Tensor, y: Tensor, *, debiased: bool = False, precision: str | None = None) -> Tensor:

@@ -8,6 +8,8 @@ matrices are small where this route is chosen.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -76,11 +78,13 @@ def forward(
     values, flags = [], []
     for i, j in zip(left, right, strict=True):
         inner = products.inner(i, j)
-        nan = any(v != v for v in (inner, norms[i], norms[j]))
+        nan = any(math.isnan(v) for v in (inner, norms[i], norms[j]))
         flag = not nan and (degenerate_layers[i] or degenerate_layers[j])
         flags.append(flag)
-        scale = float("nan") if nan else 0.0 if flag else norms[i] ** -0.5 * norms[j] ** -0.5
-        values.append(0.0 if flag else inner * scale)
+        if nan:
+            values.append(math.nan)
+        else:
+            values.append(0.0 if flag else inner * norms[i] ** -0.5 * norms[j] ** -0.5)
     return torch.tensor(values, dtype=torch.float64), torch.tensor(flags, dtype=torch.bool), []
 
 
@@ -110,10 +114,13 @@ def backward(
             continue
         g, c = float(grad[p]), float(values[p])
         for a, b in ((i, j), (j, i)):
-            nan = norms[a] != norms[a] or norms[b] != norms[b]
-            cross = float("nan") if nan else 2 * g * norms[a] ** -0.5 * norms[b] ** -0.5
+            # A NaN value may come with a zero norm, by which Python would refuse to divide.
+            cross = own = math.nan
+            if not math.isnan(c):
+                cross = 2 * g * norms[a] ** -0.5 * norms[b] ** -0.5
+                own = -2 * g * c / norms[a]
             scales[a, b] = scales.get((a, b), 0.0) + cross
-            scales[a, a] = scales.get((a, a), 0.0) - 2 * g * c / norms[a]
+            scales[a, a] = scales.get((a, a), 0.0) + own
     grads = []
     for w in wanted:
         total = torch.zeros_like(products.x[w])

@@ -37,9 +37,7 @@ def _fake_backward(
     return [torch.empty_like(layers[w]) for w in wanted]
 
 
-_gram = register(
-    "gram(Tensor[] layers, bool center) -> Tensor", cpu=_forward, fake=_fake_forward
-)
+_gram = register("gram(Tensor[] layers, bool center) -> Tensor", cpu=_forward, fake=_fake_forward)
 _gram_backward = register(
     "gram_backward(Tensor grad, Tensor[] layers, int[] wanted, bool center) -> Tensor[]",
     cpu=_backward,
@@ -108,6 +106,5 @@ def gram(xs: Sequence[Tensor], *, center: bool = True, precision: str | None = N
     if len(xs) == 0:
         raise ValueError("xs must hold at least one layer, got an empty list")
     if not has_native_backend(xs[0].device):
-        with torch.autocast(xs[0].device.type, enabled=False):
-            return reference.gram(xs, center=center)
+        return reference.gram(xs, center=center)
     return _Gram.apply(center, *xs)

@@ -15,7 +15,15 @@ from torch import Tensor
 from pyguide import _native
 from pyguide.ops.views import DTYPE_CODES, matched_views, view_of
 
-__all__ = ["Alignment", "alignment", "alignment_backward", "apply", "gram", "result_dtype", "symmetrize"]
+__all__ = [
+    "Alignment",
+    "alignment",
+    "alignment_backward",
+    "apply",
+    "gram",
+    "result_dtype",
+    "symmetrize",
+]
 
 # `enum class Centering` in csrc/core/matrix_view.h.
 _NONE, _H, _U = 0, 1, 2

@@ -68,20 +68,22 @@ def split_by_route(layers: list[Tensor], pairs: list[tuple[int, int]], route: st
     if all(x.numel() >= n * n for x in layers):  # d >= n: the Gram matrix is the smaller
         return [Part(False, everything, pairs, list(range(len(pairs))))]
     roots = _connected_sets(len(layers), pairs)
-    chosen = {}
+    in_feature_space: dict[int, bool] = {}
     for root in set(roots):
-        members = [pair for pair in pairs if roots[pair[0]] == root]
-        inside = [i for i in everything if roots[i] == root]
-        local = {i: k for k, i in enumerate(inside)}
-        chosen[root] = _feature_space_is_less(
-            [layers[i] for i in inside], [(local[i], local[j]) for i, j in members]
+        part = _part(False, [i for i in everything if roots[i] == root], pairs)
+        in_feature_space[root] = _feature_space_is_less(
+            [layers[i] for i in part.layers], part.pairs
         )
-    parts = []
-    for in_feature_space in (False, True):
-        members = [i for i in everything if chosen[roots[i]] == in_feature_space]
-        positions = [p for p, (i, _) in enumerate(pairs) if chosen[roots[i]] == in_feature_space]
-        if positions:
-            local = {i: k for k, i in enumerate(members)}
-            part_pairs = [(local[pairs[p][0]], local[pairs[p][1]]) for p in positions]
-            parts.append(Part(in_feature_space, members, part_pairs, positions))
-    return parts
+    parts = [
+        _part(choice, [i for i in everything if in_feature_space[roots[i]] == choice], pairs)
+        for choice in (False, True)
+    ]
+    return [part for part in parts if part.pairs]
+
+
+def _part(in_feature_space: bool, members: list[int], pairs: list[tuple[int, int]]) -> Part:
+    """The pairs among ``members``, renumbered. A pair is inside or outside as a whole."""
+    local = {i: k for k, i in enumerate(members)}
+    positions = [p for p, (i, _) in enumerate(pairs) if i in local]
+    renumbered = [(local[pairs[p][0]], local[pairs[p][1]]) for p in positions]
+    return Part(in_feature_space, members, renumbered, positions)

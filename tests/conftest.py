@@ -1,0 +1,56 @@
+"""Fixtures and measures of error that several tests share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyguide import _native
+from pyguide.ops import native
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=_native.instruction_sets())
+def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs the test once with each instruction set that this CPU has."""
+    monkeypatch.setattr(native, "instruction_set", request.param)
+    return request.param
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's thread count for the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def relative_error():
+    """||a - b|| / ||b|| in float64."""
+
+    def measure(a: Tensor, b: Tensor) -> float:
+        a, b = a.detach().double(), b.detach().double()
+        return ((a - b).norm() / b.norm()).item()
+
+    return measure
+
+
+@pytest.fixture(scope="session")
+def related_layers():
+    """Layers of the given widths whose features share a signal, so that CKA is neither 0 nor 1."""
+
+    def make(n: int, widths: list[int], dtype: torch.dtype = torch.float64, signals: int = 20):
+        shared = torch.randn(n, signals, dtype=torch.float64)
+        layers = []
+        for d in widths:
+            mixing = torch.randn(signals, d, dtype=torch.float64) / signals**0.5
+            layers.append((shared @ mixing + torch.randn(n, d, dtype=torch.float64)).to(dtype))
+        return layers
+
+    return make

@@ -1,0 +1,101 @@
+"""torch.compile, torch.library and their like."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import pyguide
+from pyguide.ops import feature_space, native
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("debiased", [False, True])
+def test_fullgraph_equals_eager(debiased: bool) -> None:
+    x = torch.randn(32, 50, requires_grad=True)
+    images = torch.randn(32, 7, 4, requires_grad=True)
+    y = torch.randn(32, 20)
+
+    def step(x, images, y):
+        values = pyguide.cka_pairs(
+            [x, images, x], [y], pairs=[(0, 0), (1, 0), (2, 0)], debiased=debiased
+        )
+        return values.sum() + pyguide.gram([x]).square().mean()
+
+    eager = step(x, images, y)
+    eager_grads = torch.autograd.grad(eager, (x, images))
+    compiled = torch.compile(step, fullgraph=True)(x, images, y)
+    compiled_grads = torch.autograd.grad(compiled, (x, images))
+    torch.testing.assert_close(compiled, eager)
+    for a, b in zip(compiled_grads, eager_grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_fullgraph_on_both_routes_with_dynamic_shapes() -> None:
+    function = torch.compile(
+        lambda x, y: pyguide.cka(x, y, debiased=True), fullgraph=True, dynamic=True
+    )
+    for n, d in ((4000, 20), (50, 300), (60, 300)):
+        x, y = torch.randn(n, d, requires_grad=True), torch.randn(n, d + 5)
+        value = function(x, y)
+        (grad,) = torch.autograd.grad(value, x)
+        expected = pyguide.cka(x, y, debiased=True)
+        (expected_grad,) = torch.autograd.grad(expected, x)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(grad, expected_grad)
+
+
+def test_compiled_module_in_a_network() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(10, 20), torch.nn.ReLU(), torch.nn.Linear(20, 5))
+    guide = torch.randn(16, 40)
+    loss = pyguide.CKALoss()
+    x = torch.randn(16, 10)
+
+    def step(x):
+        return loss([net(x)], [guide])
+
+    step(x).backward()
+    expected = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    torch.compile(step, fullgraph=True)(x).backward()
+    for p, e in zip(net.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, e)
+
+
+@pytest.mark.parametrize("name", ["cka_sample_space", "cka_feature_space"])
+@pytest.mark.parametrize("debiased", [False, True])
+def test_opcheck_cka(name: str, debiased: bool) -> None:
+    layers = [torch.randn(9, 4), torch.randn(9, 2, 3), torch.randn(9, 5).double()]
+    left, right = [0, 1, 2], [1, 2, 2]
+    forward = getattr(torch.ops.pyguide, name).default
+    torch.library.opcheck(forward, (layers, left, right, debiased))
+    values, degenerate, saved = forward(layers, left, right, debiased)
+    backward = getattr(torch.ops.pyguide, f"{name}_backward").default
+    grad = torch.ones(3)
+    torch.library.opcheck(
+        backward, (grad, values, degenerate, saved, layers, left, right, [0, 2], debiased)
+    )
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_opcheck_gram(center: bool) -> None:
+    layers = [torch.randn(9, 4), torch.randn(9, 2, 3).to(torch.bfloat16)]
+    torch.library.opcheck(torch.ops.pyguide.gram.default, (layers, center))
+    grad = torch.randn(2, 9, 9)
+    torch.library.opcheck(torch.ops.pyguide.gram_backward.default, (grad, layers, [1], center))
+
+
+def test_what_routes_save_is_what_they_say() -> None:
+    layers = [torch.randn(9, 4).double(), torch.randn(9, 6).double()]
+    saved = native.alignment(layers, [0], [1], debiased=False)
+    from pyguide.ops import sample_space
+
+    for fake, real in zip(sample_space.fake_saved(layers), saved[2:], strict=True):
+        assert fake.shape == real.shape and fake.dtype == real.dtype
+    assert feature_space.forward(layers, [0], [1], False)[2] == feature_space.fake_saved(layers)

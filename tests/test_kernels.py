@@ -1,0 +1,182 @@
+"""What the public API cannot reach: conversions, offsets beyond 2^31, threads, bad pointers."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import resource
+
+import numpy as np
+import pytest
+import torch
+
+import pyguide
+from pyguide import _native, reference
+from pyguide.ops import native
+from pyguide.ops.views import DTYPE_CODES
+
+
+def test_every_half_and_bfloat16_is_widened_exactly(instruction_set) -> None:
+    # Identity coefficients copy X through widening and narrowing.
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
+    for dtype in (torch.float16, torch.bfloat16):
+        every = bits.view(dtype)
+        finite = every[torch.isfinite(every)]
+        x = finite.reshape(1, -1).clone()
+        (copied,) = native.apply(torch.ones(1, 1, 1), [x], shifted=False)
+        # Equal as numbers: +0 is added to -0 in the sums.
+        assert torch.equal(copied, x)
+        # Infinities and NaN stay what they are.
+        for value in (float("inf"), float("-inf"), float("nan")):
+            special = torch.full((1, 40), value, dtype=dtype)
+            (copied,) = native.apply(torch.ones(1, 1, 1), [special], shifted=False)
+            torch.testing.assert_close(copied, special, equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrowing_rounds_to_nearest_even(instruction_set, dtype) -> None:
+    # Scaling by float32 factors gives every kind of rounding: ties, subnormals, overflow.
+    bits = torch.arange(0, 2**16, 3, dtype=torch.int32).to(torch.int16)
+    every = bits.view(dtype)
+    x = every[torch.isfinite(every)].reshape(1, -1).clone()
+    for factor in (0.5, 1.0 + 2.0**-11, 1.0 + 2.0**-8, 3.0, 0.3, 2.0**-10, 2.0**-20, 1e5):
+        (scaled,) = native.apply(torch.full((1, 1, 1), factor), [x], shifted=False)
+        expected = (x.float() * torch.tensor(factor)).to(dtype)
+        assert torch.equal(scaled, expected)
+
+
+def test_large_half_gradients_overflow_to_infinity() -> None:
+    x = torch.tensor([[65504.0, 65519.9, 1.0]], dtype=torch.float16)
+    (scaled,) = native.apply(torch.full((1, 1, 1), 1.001), [x], shifted=False)
+    assert torch.equal(scaled, (x.float() * 1.001).half()) and scaled[0, 0].isinf()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("columns_far", [False, True])
+def test_offsets_beyond_2_to_the_31(dtype: torch.dtype, columns_far: bool) -> None:
+    # Address space only: a sparse mapping of which a few pages are touched.
+    stride = 2**31 + 4096
+    rows, cols = (6, 5) if not columns_far else (5, 6)
+    size = (5 * stride + 64) * torch.finfo(dtype).bits // 8
+    no_reserve = 0x4000  # MAP_NORESERVE on Linux; the mmap module names it from Python 3.13 on
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve) as sparse:
+        memory = torch.frombuffer(sparse, dtype=dtype)
+        strides = (1, stride) if columns_far else (stride, 1)
+        far = memory.as_strided((rows, cols), strides)
+        near = torch.randn(rows, cols).to(dtype)
+        far.copy_(near)
+        x, y = far.detach().requires_grad_(), torch.randn(rows, 3)
+        value = pyguide.cka(x, y)
+        (grad,) = torch.autograd.grad(value, x)
+        copy = near.clone().requires_grad_()
+        expected = pyguide.cka(copy, y)
+        (expected_grad,) = torch.autograd.grad(expected, copy)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(grad, expected_grad)
+        del memory, far, x
+        gc.collect()
+
+
+@pytest.mark.parametrize("counts", [(1, 2), (1, 3), (1, 7)])
+def test_thread_counts_agree(threads, counts, related_layers) -> None:
+    layers = related_layers(300, [2000, 10, 513], torch.float32)
+    results = []
+    for count in counts:
+        threads(count)
+        xs = [x.clone().requires_grad_() for x in layers]
+        values = pyguide.cka_pairs(xs, xs, pairs=[(0, 1), (1, 2), (0, 2)])
+        results.append([values, *torch.autograd.grad(values.sum(), xs)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_many_small_problems() -> None:
+    # Per-token CKA: hundreds of 64 x 64 problems in one call.
+    target = torch.randn(64, 100, 48, requires_grad=True)
+    guide = torch.randn(64, 100, 32)
+    xs = [target[:, t] for t in range(100)]
+    ys = [guide[:, t] for t in range(100)]
+    values = pyguide.cka_pairs(xs, ys, debiased=True)
+    (grad,) = torch.autograd.grad(values.sum(), target)
+    copy = target.detach().double().requires_grad_()
+    expected = reference.cka_pairs(
+        [copy[:, t] for t in range(100)], [y.double() for y in ys], debiased=True
+    )
+    (expected_grad,) = torch.autograd.grad(expected.sum(), copy)
+    torch.testing.assert_close(values.double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(grad.double(), expected_grad, rtol=1e-3, atol=1e-6)
+
+
+def test_no_memory_growth() -> None:
+    x = torch.randn(64, 2000, requires_grad=True)
+    y = torch.randn(64, 3000)
+
+    def step() -> None:
+        torch.autograd.grad(pyguide.cka(x, y), x)
+
+    for _ in range(20):
+        step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(300):
+        step()
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 8 * 1024  # KiB: one leaked workspace a call would be some 600 MiB
+
+
+def test_out_of_memory_is_a_python_error() -> None:
+    # A million threads' workspace: refused by the allocator, not by a crash.
+    k = torch.empty(1, 300, 300)
+    stats = torch.empty(1, 2, dtype=torch.float64)
+    x = torch.randn(300, 3_000_000 // 300)
+    view = (x.data_ptr(), DTYPE_CODES[x.dtype], 300, x.size(1), x.stride(0), 1)
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(open("/proc/self/statm").read().split()[0]) * mmap.PAGESIZE
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, limit[1]))
+    try:
+        with pytest.raises(MemoryError):
+            _native.gram([view], 1, k.data_ptr(), 1, 300, stats.data_ptr(), 4096)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+    _native.gram([view], 1, k.data_ptr(), 1, 300, stats.data_ptr(), 2)
+    torch.testing.assert_close(k, pyguide.gram([x]))
+
+
+def test_the_native_module_checks_what_it_is_given() -> None:
+    x = torch.randn(8, 3)
+    k = torch.empty(1, 8, 8)
+    stats = torch.empty(1, 2, dtype=torch.float64)
+    good = (x.data_ptr(), 1, 8, 3, 3, 1)
+    for view, centering, dtype, n, message in [
+        ((0, 1, 8, 3, 3, 1), 1, 1, 8, "null pointer"),
+        ((x.data_ptr(), 9, 8, 3, 3, 1), 1, 1, 8, "dtype"),
+        ((x.data_ptr(), 1, 7, 3, 3, 1), 1, 1, 8, "number of samples"),
+        ((x.data_ptr(), 1, 8, 0, 3, 1), 1, 1, 8, "no features"),
+        ((x.data_ptr(), 1, 8, 3, -3, 1), 1, 1, 8, "strides"),
+        (good, 5, 1, 8, "centering"),
+        (good, 1, 2, 8, "float32 or float64"),
+        (good, 2, 1, 3, "number of samples"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            _native.gram([view], centering, k.data_ptr(), dtype, n, stats.data_ptr(), 1)
+    with pytest.raises(ValueError, match="threads"):
+        _native.gram([good], 1, k.data_ptr(), 1, 8, stats.data_ptr(), 0)
+    with pytest.raises(ValueError, match="'sse9' is not available"):
+        _native.gram([good], 1, k.data_ptr(), 1, 8, stats.data_ptr(), 1, "sse9")
+
+
+def test_one_openmp_runtime() -> None:
+    torch.set_num_threads(torch.get_num_threads())
+    pyguide.gram([torch.randn(300, 3000)])
+    with open("/proc/self/maps") as maps:
+        runtimes = {line.split()[-1] for line in maps if "libgomp" in line or "libomp" in line}
+    assert len(runtimes) == 1, runtimes
+
+
+def test_instances_agree(monkeypatch) -> None:
+    assert _native.instruction_sets()[-1] == "portable"
+    x, y = torch.randn(130, 700), torch.randn(130, 70)
+    values = []
+    for name in _native.instruction_sets():
+        monkeypatch.setattr(native, "instruction_set", name)
+        values.append(pyguide.cka(x, y, debiased=True).item())
+    np.testing.assert_allclose(values, values[0], atol=1e-7)
