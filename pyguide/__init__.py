@@ -18,8 +18,8 @@ except ImportError as error:
         _advice = "Install it again, from its sources: pip install --force-reinstall --no-deps ."
     raise ImportError(f"pyguide's native module does not load ({error}). {_advice}") from error
 
-from pyguide._version import __version__
 from pyguide import distances
+from pyguide._version import __version__
 from pyguide.backends import Backend, backends
 from pyguide.guidance import Guidance, LayerInfo, list_layers
 from pyguide.ops import CKALoss, cka, cka_matrix, cka_pairs, gram

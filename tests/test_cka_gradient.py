@@ -93,10 +93,10 @@ def test_second_derivative_raises_and_says_what_to_use() -> None:
     x = torch.randn(9, 4).double().requires_grad_()
     y = torch.randn(9, 5).double()
     (grad,) = torch.autograd.grad(pyguide.cka(x, y), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="pyguide.reference"):
+    with pytest.raises(RuntimeError, match=r"pyguide\.reference"):
         grad.sum().backward()
     (grad,) = torch.autograd.grad(pyguide.gram([x]).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="pyguide.reference"):
+    with pytest.raises(RuntimeError, match=r"pyguide\.reference"):
         grad.square().sum().backward()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import mmap
 import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,7 +131,7 @@ def test_out_of_memory_is_a_python_error() -> None:
     x = torch.randn(300, 3_000_000 // 300)
     view = (x.data_ptr(), DTYPE_CODES[x.dtype], 300, x.size(1), x.stride(0), 1)
     limit = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(open("/proc/self/statm").read().split()[0]) * mmap.PAGESIZE
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, limit[1]))
     try:
         with pytest.raises(MemoryError):
@@ -167,8 +168,8 @@ def test_the_native_module_checks_what_it_is_given() -> None:
 def test_one_openmp_runtime() -> None:
     torch.set_num_threads(torch.get_num_threads())
     pyguide.gram([torch.randn(300, 3000)])
-    with open("/proc/self/maps") as maps:
-        runtimes = {line.split()[-1] for line in maps if "libgomp" in line or "libomp" in line}
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    runtimes = {line.split()[-1] for line in maps if "libgomp" in line or "libomp" in line}
     assert len(runtimes) == 1, runtimes
 
 

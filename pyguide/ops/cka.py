@@ -234,7 +234,7 @@ def cka_pairs(
     >>> import torch, pyguide
     >>> x = torch.eye(4)
     >>> pyguide.cka_pairs([x, x], [2 * x, x[:, :2]])
-    tensor([1.0000, 0.8165])
+    tensor([1.0000, 0.7746])
     """
     return cka_pairs_and_flags(xs, ys, pairs=pairs, debiased=debiased, precision=precision)[0]
 
@@ -292,8 +292,8 @@ def cka_matrix(
     >>> import torch, pyguide
     >>> x = torch.eye(4)
     >>> pyguide.cka_matrix([x, x[:, :2]])
-    tensor([[1.0000, 0.8165],
-            [0.8165, 1.0000]])
+    tensor([[1.0000, 0.7746],
+            [0.7746, 1.0000]])
     """
     ys = xs if ys is None else ys
     pairs = [(i, j) for i in range(len(xs)) for j in range(len(ys))]
@@ -320,7 +320,7 @@ class CKALoss(torch.nn.Module):
     >>> loss = pyguide.CKALoss(reduction="mean")
     >>> x = torch.eye(4, requires_grad=True)
     >>> loss([x], [torch.eye(4)[:, :2]]).item()
-    0.18350344...
+    0.22540...
     """
 
     def __init__(
