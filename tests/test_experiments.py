@@ -590,6 +590,7 @@ def test_the_search_covers_its_grid(tmp_path):
     assert all((t.needs == "guide") == (t.job.arm == "trained") for t in tasks[1:])
 
 
+@pytest.mark.slow
 def test_the_search_continues_and_never_sees_the_test_set(tiny_data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(search, "ARMS", ("none",))
     monkeypatch.setattr(search, "LEARNING_RATES", (1e-4, 1e-2))
@@ -611,6 +612,12 @@ def test_the_search_continues_and_never_sees_the_test_set(tiny_data, tmp_path, m
 
     assert search.main([*command[:2], "--epochs", "3", "--depths", "2"]) == 2
     assert "choose another --out" in capsys.readouterr().err
+
+
+def test_the_search_checks_its_numbers(tmp_path, capsys):
+    assert search.main(["--out", str(tmp_path / "s.json"), "--epochs", "0"]) == 2
+    assert "--epochs: expected at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "s.json").exists()
 
 
 def test_device_check_accepts_the_cpu():

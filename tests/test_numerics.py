@@ -63,11 +63,12 @@ def test_float32_at_size(relative_error, n, d, correlation, offset, debiased) ->
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("debiased", [False, True])
 @pytest.mark.parametrize("offset", OFFSETS)
+@pytest.mark.parametrize("correlation", [0.0, 0.9])
 @pytest.mark.parametrize("n, d, route", [(64, 1000, "sample"), (300, 40, "feature")])
 def test_16_bit_against_the_same_rounded_input(
-    relative_error, n, d, route, offset, debiased, dtype
+    relative_error, n, d, route, correlation, offset, debiased, dtype
 ) -> None:
-    x, y = _features(n, d, 0.5)
+    x, y = _features(n, d, correlation)
     x, y = (x + offset).to(dtype), (y - offset).to(dtype)
     value, flag = cka_pairs_and_flags([x], [y], debiased=debiased, route=route)
     exact = reference.cka(x.double(), y.double(), debiased=debiased)

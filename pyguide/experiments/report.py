@@ -20,7 +20,6 @@ PAPER = {"none": (1.65, 1.21), "trained": (7.50, 1.51), "untrained": (13.10, 0.7
 _LABELS = {"none": "no guide", "trained": "trained guide", "untrained": "untrained guide"}
 # Okabe & Ito's palette: told apart with any colour vision.
 _COLORS = {"none": "#555555", "trained": "#0072B2", "untrained": "#D55E00"}
-_STYLES = {"train": "--", "val": "-"}
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
@@ -173,11 +172,15 @@ def plot_curves(config: Config, metrics: Sequence[dict[str, Any]], path: Path) -
     figure = Figure(figsize=(11, 5), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     for arm in config.arms:
-        for axes, name, scale in [(loss, "loss", 1), (accuracy, "accuracy", 100)]:
-            for split, style in _STYLES.items():
-                curves = scale * _by_epoch(metrics, arm, f"{split}_{name}")
-                if curves.size:
-                    _plot_band(axes, curves, _COLORS[arm], style)
+        for axes, name, style, scale in [
+            (loss, "task_loss", "--", 1),
+            (loss, "val_loss", "-", 1),
+            (accuracy, "train_accuracy", "--", 100),
+            (accuracy, "val_accuracy", "-", 100),
+        ]:
+            curves = scale * _by_epoch(metrics, arm, name)
+            if curves.size:
+                _plot_band(axes, curves, _COLORS[arm], style)
     loss.set(xlabel="epoch", ylabel="cross-entropy", yscale="log")
     loss.yaxis.set_major_formatter(_log_tick)
     loss.yaxis.set_minor_formatter(_log_tick)
@@ -188,8 +191,8 @@ def plot_curves(config: Config, metrics: Sequence[dict[str, Any]], path: Path) -
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     handles = [Line2D([], [], color=_COLORS[arm], label=_LABELS[arm]) for arm in config.arms]
-    for split, label in [("train", "training"), ("val", "validation")]:
-        handles.append(Line2D([], [], color="black", ls=_STYLES[split], label=label))
+    for style, label in [("--", "training"), ("-", "validation")]:
+        handles.append(Line2D([], [], color="black", ls=style, label=label))
     handles.append(Line2D([], [], color="black", lw=0.8, ls=":", label="chance"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     n = len(config.seeds)

@@ -149,7 +149,8 @@ def _receive(receiver: Connection, process: Any) -> tuple[str, Any]:
     try:
         message: tuple[str, Any] = receiver.recv()
         return message
-    except EOFError:
+    except (EOFError, OSError):
+        # OSError: it died in the middle of a message.
         process.join()
         return "error", f"its process ended early (exit code {process.exitcode})"
 
@@ -212,8 +213,7 @@ class Progress:
 
     def skip(self, task: Task) -> None:
         """The rest of the task will not run."""
-        if self._bar.total is not None:
-            self._bar.total -= self._left[task.key] * task.cost
+        self._bar.total -= self._left[task.key] * task.cost
 
     def refresh(self) -> None:
         """Redraw, so that the clock runs between epochs."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ class GuideJob:
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                totals.add(train_loss=loss, train_accuracy=_accuracy(logits, y))
+                totals.add(task_loss=loss, train_accuracy=_accuracy(logits, y))
             return totals.means()
 
         result = _train(guide, train_epoch, splits, self.seed, self.epochs, self.batch_size, report)
@@ -132,28 +133,20 @@ class TargetJob:
         def train_epoch(batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
             totals, norms = _Means(), {}
             for step, (x, y) in enumerate(batches):
-                if guidance is None:
+                with nullcontext() if guidance is None else guidance.capture():
                     logits = target(x)
-                    task = loss = F.cross_entropy(logits, y)
-                    terms = {"task": task}
-                else:
-                    with guidance.capture():
-                        logits = target(x)
-                    task, guiding = F.cross_entropy(logits, y), guidance.loss(x)
-                    loss = task + guiding
-                    terms = {"task": task, "guidance": guiding}
+                losses = {"task": F.cross_entropy(logits, y)}
+                if guidance is not None:
+                    losses["guidance"] = guidance.loss(x)
                 if step == 0:
-                    norms = {f"{k}_grad_norm": _grad_norm(v, target) for k, v in terms.items()}
+                    norms = {f"{k}_grad_norm": _grad_norm(v, target) for k, v in losses.items()}
                 optimizer.zero_grad()
-                loss.backward()
+                torch.stack(list(losses.values())).sum().backward()
                 optimizer.step()
                 if guidance is not None:
                     guidance.step()
-                totals.add(
-                    train_loss=task,
-                    train_accuracy=_accuracy(logits, y),
-                    **({} if guidance is None else {"guidance_loss": guiding}),
-                )
+                totals.add(train_accuracy=_accuracy(logits, y))
+                totals.add(**{f"{name}_loss": loss for name, loss in losses.items()})
             return totals.means() | norms
 
         return _train(target, train_epoch, splits, self.seed, self.epochs, self.batch_size, report)
@@ -205,16 +198,14 @@ class _Means:
     """Means of scalar tensors over an epoch, read from the device once."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Any] = {}
-        self._count = 0
+        self._values: dict[str, list[Tensor]] = {}
 
     def add(self, **values: Tensor) -> None:
-        self._count += 1
         for key, value in values.items():
-            self._sums[key] = self._sums.get(key, 0.0) + value.detach()
+            self._values.setdefault(key, []).append(value.detach())
 
     def means(self) -> dict[str, float]:
-        return {key: value.item() / self._count for key, value in self._sums.items()}
+        return {key: torch.stack(values).mean().item() for key, values in self._values.items()}
 
 
 def _new_guide(seed: int) -> ResNet1D:
