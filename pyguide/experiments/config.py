@@ -45,7 +45,7 @@ class Config:
         default_factory=lambda: {"none": 3e-3, "trained": 1e-2, "untrained": 1e-2}
     )
     depth: int = 50
-    epochs: int = 80
+    epochs: int = 60
     width: int = 128
     dropout: float = 0.1
     batch_size: int = 256

@@ -187,7 +187,7 @@ def plot_curves(config: Config, metrics: Sequence[dict[str, Any]], path: Path) -
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(0, None))
     accuracy.axhline(10, color="black", lw=0.8, ls=":")
     for axes in (loss, accuracy):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     handles = [Line2D([], [], color=_COLORS[arm], label=_LABELS[arm]) for arm in config.arms]
