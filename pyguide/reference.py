@@ -110,6 +110,9 @@ def cka_pairs_and_flags(
     if pairs is None:
         pairs = [(i, i) for i in range(len(xs))]
     center = u_center if debiased else h_center
+    all_double = all(t.dtype == torch.float64 for t in [*xs, *ys])
+    dtype = torch.float64 if all_double else torch.float32
+    eps = torch.finfo(dtype).eps
 
     def centered(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = center_features(_as_matrix(x))
@@ -120,15 +123,12 @@ def cka_pairs_and_flags(
         square = (k * k).sum()
         square = torch.where(square == 0, torch.ones_like(square), square)
         norm = square.sqrt()
-        eps = torch.finfo(k.dtype).eps
         size = torch.linalg.vector_norm(k.detach())
         degenerate = (trace.detach() == 0) | (size <= 16 * eps * trace.detach())
         return k, norm, degenerate
 
     left = {i: centered(xs[i]) for i in {i for i, _ in pairs}}
     right = {j: centered(ys[j]) for j in {j for _, j in pairs}}
-    all_double = all(t.dtype == torch.float64 for t in [*xs, *ys])
-    dtype = torch.float64 if all_double else torch.float32
     values, flags = [], []
     for i, j in pairs:
         k, k_norm, k_degenerate = left[i]

@@ -76,6 +76,16 @@ def test_gradient_of_an_expanded_upstream() -> None:
     torch.testing.assert_close(x.grad, y.grad)
 
 
+def test_gradient_of_an_upstream_far_from_zero(relative_error) -> None:
+    # A centred Gram ignores the mean of its upstream gradient, which must not cost digits.
+    x = torch.randn(60, 30, requires_grad=True)
+    weights = torch.randn(60, 60) + 1e4
+    (pyguide.gram([x])[0] * weights).sum().backward()
+    y = x.detach().double().requires_grad_()
+    (reference.gram([y])[0] * weights.double()).sum().backward()
+    assert relative_error(x.grad, y.grad) < 1e-6
+
+
 def test_large_n_gradient(relative_error) -> None:
     # More than 512 samples: the products of apply are drained into double sums.
     x = torch.randn(700, 50, requires_grad=True)
@@ -118,12 +128,15 @@ def test_any_layout(name: str, x: torch.Tensor) -> None:
     assert grad.stride() == torch.empty_like(x).stride()
 
 
-def test_deterministic_bits(threads) -> None:
-    layers = [torch.randn(300, d, requires_grad=True) for d in (1000, 70, 2000)]
+@pytest.mark.parametrize("n", [200, 300])
+def test_deterministic_bits(threads, n: int) -> None:
+    layers = [torch.randn(n, d, requires_grad=True) for d in (1000, 70, 2000)]
 
     def run() -> list[torch.Tensor]:
         k = pyguide.gram(layers)
-        return [k, *torch.autograd.grad(k.square().sum(), layers)]
+        values = pyguide.cka_pairs(layers, layers, pairs=[(0, 1), (1, 2)], debiased=True)
+        loss = k.square().sum() + values.sum()
+        return [k, values, *torch.autograd.grad(loss, layers)]
 
     for count in (1, 2, 3):
         threads(count)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import mmap
 import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +40,21 @@ def test_every_half_and_bfloat16_is_widened_exactly(instruction_set) -> None:
             torch.testing.assert_close(copied, special, equal_nan=True, rtol=0, atol=0)
 
 
+def test_half_subnormals_survive_flushed_denormals(threads) -> None:
+    # The flag is per thread: only torch's own would flush, and the result depend on the threads.
+    if not torch.set_flush_denormal(True):
+        pytest.fail("this CPU cannot flush denormals")
+    try:
+        x = (torch.randn(256, 700) * 3e-6).half()
+        y = (torch.randn(256, 700) * 3e-6 + 0.5 * x.float()).half()
+        exact = reference.cka(x.double(), y.double(), debiased=True).item()
+        for count in (1, 2):
+            threads(count)
+            assert pyguide.cka(x, y, debiased=True).item() == pytest.approx(exact, abs=1e-5)
+    finally:
+        torch.set_flush_denormal(False)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_narrowing_rounds_to_nearest_even(instruction_set, dtype) -> None:
     # Scaling by float32 factors gives every kind of rounding: ties, subnormals, overflow.
@@ -58,12 +79,9 @@ def test_offsets_beyond_2_to_the_31(dtype: torch.dtype, columns_far: bool) -> No
     # Address space only: a sparse mapping of which a few pages are touched.
     stride = 2**31 + 4096
     rows, cols = (6, 5) if not columns_far else (5, 6)
-    size = (5 * stride + 64) * torch.finfo(dtype).bits // 8
-    no_reserve = 0x4000  # MAP_NORESERVE on Linux; the mmap module names it from Python 3.13 on
-    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve) as sparse:
-        memory = torch.frombuffer(sparse, dtype=dtype)
+    with _sparse((5 * stride + 64) * torch.finfo(dtype).bits // 8) as memory:
         strides = (1, stride) if columns_far else (stride, 1)
-        far = memory.as_strided((rows, cols), strides)
+        far = memory.view(dtype).as_strided((rows, cols), strides)
         near = torch.randn(rows, cols).to(dtype)
         far.copy_(near)
         x, y = far.detach().requires_grad_(), torch.randn(rows, 3)
@@ -75,7 +93,57 @@ def test_offsets_beyond_2_to_the_31(dtype: torch.dtype, columns_far: bool) -> No
         torch.testing.assert_close(value, expected)
         torch.testing.assert_close(grad, expected_grad)
         del memory, far, x
+
+
+@contextlib.contextmanager
+def _sparse(size: int) -> Iterator[torch.Tensor]:
+    """Address space of ``size`` bytes, of which only touched pages become memory."""
+    no_reserve = 0x4000  # MAP_NORESERVE on Linux; the mmap module names it from Python 3.13 on
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
+    with mmap.mmap(-1, size, flags=flags) as memory:
+        yield torch.frombuffer(memory, dtype=torch.uint8)
         gc.collect()
+
+
+@pytest.mark.parametrize("n", [6, 600])  # one pass, and sums drained into double
+def test_output_offsets_beyond_2_to_the_31(n: int) -> None:
+    stride = 2**33 // (n - 1)
+    with _sparse(4 * (stride * (n - 1) + 64)) as memory:
+        far = memory.view(torch.float32).as_strided((n, 5), (stride, 1))
+        x = torch.randn(n, 5)
+        a = torch.randn(n, n)
+        a = (a + a.T).contiguous()
+        view = (x.data_ptr(), 1, n, 5, 5, 1)
+        out = (far.data_ptr(), 1, n, 5, stride, 1)
+        _native.apply(a.data_ptr(), 1, n, [view], [out], False, 1)
+        torch.testing.assert_close(far.clone(), a @ x, rtol=1e-4, atol=1e-4)
+        del far, memory
+
+
+def test_stack_offsets_beyond_2_to_the_31() -> None:
+    n, layers = 256, 40_000
+    stats = torch.ones(layers, 2, dtype=torch.float64)
+    with _sparse(4 * n * n * layers) as memory:
+        stack = memory.view(torch.float32).view(layers, n, n)
+        last = layers - 1
+        x, y = torch.randn(n, 300), torch.randn(n, 300)
+        grams, pair_stats = native._gram([x, y], 1)
+        stack[0], stack[last] = grams[0], grams[1]
+        stats[0], stats[last] = pair_stats[0], pair_stats[1]
+        values = torch.zeros(1, dtype=torch.float64)
+        flags = torch.zeros(1, dtype=torch.bool)
+        common = (stack.data_ptr(), 1, layers, n, stats.data_ptr(), [0], [last])
+        _native.alignment(*common, values.data_ptr(), flags.data_ptr(), 2)
+        assert values.item() == pytest.approx(pyguide.cka(x, y).item(), abs=1e-6)
+        grad = torch.ones(1, dtype=torch.float64)
+        out = torch.zeros(1, n, n)
+        _native.coefficients(
+            *common, values.data_ptr(), flags.data_ptr(), grad.data_ptr(), [last], out.data_ptr(), 2
+        )
+        y = y.requires_grad_()
+        (expected,) = torch.autograd.grad(pyguide.cka(x, y), y)
+        torch.testing.assert_close(native.apply(out, [y.detach()], shifted=True)[0], expected)
+        del stack, memory
 
 
 @pytest.mark.parametrize("counts", [(1, 2), (1, 3), (1, 7)])
@@ -108,6 +176,11 @@ def test_many_small_problems() -> None:
     torch.testing.assert_close(grad.double(), expected_grad, rtol=1e-3, atol=1e-6)
 
 
+def _resident() -> int:
+    """Bytes of this process that are in memory now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
 def test_no_memory_growth() -> None:
     x = torch.randn(64, 2000, requires_grad=True)
     y = torch.randn(64, 3000)
@@ -115,20 +188,20 @@ def test_no_memory_growth() -> None:
     def step() -> None:
         torch.autograd.grad(pyguide.cka(x, y), x)
 
-    for _ in range(20):
+    for _ in range(50):
         step()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(300):
+    before = _resident()
+    for _ in range(500):
         step()
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown < 8 * 1024  # KiB: one leaked workspace a call would be some 600 MiB
+    # A Gram matrix (16 KiB) or a gradient that is kept every time would be at least 8 MiB.
+    assert _resident() - before < 4 * 2**20
 
 
 def test_out_of_memory_is_a_python_error() -> None:
-    # A million threads' workspace: refused by the allocator, not by a crash.
+    # The workspace of 4096 threads is refused by the allocator: not by a crash.
     k = torch.empty(1, 300, 300)
     stats = torch.empty(1, 2, dtype=torch.float64)
-    x = torch.randn(300, 3_000_000 // 300)
+    x = torch.randn(300, 10_000)
     view = (x.data_ptr(), DTYPE_CODES[x.dtype], 300, x.size(1), x.stride(0), 1)
     limit = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
@@ -140,6 +213,69 @@ def test_out_of_memory_is_a_python_error() -> None:
         resource.setrlimit(resource.RLIMIT_AS, limit)
     _native.gram([view], 1, k.data_ptr(), 1, 300, stats.data_ptr(), 2)
     torch.testing.assert_close(k, pyguide.gram([x]))
+
+
+def test_the_gil_is_released() -> None:
+    x = torch.randn(512, 40_000)
+    pyguide.gram([x[:, :100]])
+    running, turns = threading.Event(), 0
+
+    def count() -> None:
+        nonlocal turns
+        while running.is_set():
+            turns += 1
+            time.sleep(1e-3)
+
+    running.set()
+    other = threading.Thread(target=count)
+    other.start()
+    before = turns
+    start = time.perf_counter()
+    pyguide.gram([x])
+    elapsed = time.perf_counter() - start
+    during = turns - before
+    running.clear()
+    other.join()
+    # Held, the GIL would let the other thread run once at most, whatever the machine's load.
+    assert elapsed > 0.02 and during >= 5
+
+
+def test_two_python_threads_at_once() -> None:
+    layers = [torch.randn(100, d) for d in (300, 500)]
+    expected = pyguide.cka_matrix(layers)
+    wrong = []
+
+    def work() -> None:
+        for _ in range(30):
+            if not torch.equal(pyguide.cka_matrix(layers), expected):
+                wrong.append(True)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_no_parallel_region_at_one_thread() -> None:
+    # In a fresh process, since this one may have a thread pool already.
+    script = """
+import os, torch
+torch.set_num_threads(1)
+import pyguide
+x = torch.randn(300, 20_000, requires_grad=True)
+before = len(os.listdir("/proc/self/task"))
+value = pyguide.cka(x, torch.randn(300, 1000)) + pyguide.gram([x]).mean()
+# Autograd runs backward in the calling thread on the CPU.
+value.backward()
+assert len(os.listdir("/proc/self/task")) == before, "threads were started"
+torch.set_num_threads(2)
+pyguide.gram([x.detach()])
+assert len(os.listdir("/proc/self/task")) > before, "two threads were asked for"
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_native_module_checks_what_it_is_given() -> None:

@@ -50,11 +50,15 @@ static inline uint32_t bits_from_float(float value) {
 }
 [[maybe_unused]] static inline float widen(float16 x) {
   const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;
-  const uint32_t magnitude = uint32_t(x.bits & 0x7fffu) << 13;
-  // Half's exponent bias is 112 below float's; the multiplication also normalises subnormals.
-  const uint32_t scaled = bits_from_float(float_from_bits(magnitude) * 0x1p112f);
-  const uint32_t special = (x.bits & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
-  return float_from_bits(sign | scaled | special);
+  const uint32_t magnitude = x.bits & 0x7fffu;
+  const uint32_t normal = (magnitude << 13) + 0x38000000u;  // the exponent biases differ by 112
+  const uint32_t special = (magnitude << 13) | 0x7f800000u;
+  // Subnormals are multiples of 2^-24, the spacing of floats at 0.5. No operand is a subnormal
+  // float, which a thread with denormals flushed would read as 0.
+  const uint32_t subnormal = bits_from_float(float_from_bits(0x3f000000u | magnitude) - 0.5f);
+  uint32_t bits = magnitude < 0x0400u ? subnormal : normal;
+  bits = magnitude >= 0x7c00u ? special : bits;
+  return float_from_bits(sign | bits);
 }
 
 // Narrowing, rounding to nearest even.

@@ -2,7 +2,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
+#include "core/buffer.h"
 #include "core/parallel.h"
 #include "core/rounding.h"
 #include "cpu/centering.h"
@@ -95,19 +97,34 @@ void coefficients_of(const GramStack& grams, const LayerStats* stats,
   });
 }
 
+// G + G^T is formed and centred in double, and rounded once: b_i as in centering.h.
 template <class T>
 void symmetrize_of(const GramStack& grads, Centering centering, T* out, const Kernels<T>& kernels,
                    int threads) {
   const T* g = static_cast<const T*>(grads.data);
   const int64_t n = grads.n;
   threads = threads_for(double(grads.layers) * double(n) * double(n), threads);
+  const Buffer<double> b_of_layers(grads.layers * n);
   for_each_layer(grads.layers, threads, [&](int64_t l, int layer_threads) {
     const T* from = g + l * n * n;
     T* to = out + l * n * n;
+    double* b = b_of_layers.get() + l * n;
+    std::fill(b, b + n, 0.0);
+    if (centering == Centering::kH) {
+      for (int64_t i = 0; i < n; ++i) {
+        b[i] += kernels.sum(from + i * n, n) / double(n);
+        kernels.add_scaled(1 / double(n), from + i * n, b, n);
+      }
+      double mean = 0;
+      for (int64_t i = 0; i < n; ++i) mean += b[i];
+      mean /= double(n);
+      for (int64_t i = 0; i < n; ++i) b[i] -= mean / 2;
+    }
     parallel_for(layer_threads, n, [&](int64_t i) {
-      for (int64_t j = 0; j < n; ++j) to[i * n + j] = from[i * n + j] + from[j * n + i];
+      for (int64_t j = 0; j < n; ++j) {
+        to[i * n + j] = T(double(from[i * n + j]) + double(from[j * n + i]) - (b[i] + b[j]));
+      }
     });
-    if (centering == Centering::kH) center_in_place(to, n, centering, kernels, layer_threads);
   });
 }
 
@@ -116,9 +133,9 @@ void symmetrize_of(const GramStack& grads, Centering centering, T* out, const Ke
 void alignment(const GramStack& grams, const LayerStats* stats, const std::vector<Pair>& pairs,
                double* values, uint8_t* degenerate, const KernelSet& kernels, int threads) {
   if (grams.dtype == DType::kFloat64) {
-    alignment_of(grams, stats, pairs, values, degenerate, kernels.twice, threads);
+    alignment_of(grams, stats, pairs, values, degenerate, kernels.f64, threads);
   } else {
-    alignment_of(grams, stats, pairs, values, degenerate, kernels.single, threads);
+    alignment_of(grams, stats, pairs, values, degenerate, kernels.f32, threads);
   }
 }
 
@@ -128,19 +145,19 @@ void coefficients(const GramStack& grams, const LayerStats* stats, const std::ve
                   int threads) {
   if (grams.dtype == DType::kFloat64) {
     coefficients_of(grams, stats, pairs, values, degenerate, grad, wanted,
-                    static_cast<double*>(out), kernels.twice, threads);
+                    static_cast<double*>(out), kernels.f64, threads);
   } else {
     coefficients_of(grams, stats, pairs, values, degenerate, grad, wanted,
-                    static_cast<float*>(out), kernels.single, threads);
+                    static_cast<float*>(out), kernels.f32, threads);
   }
 }
 
 void symmetrize(const GramStack& grads, Centering centering, void* out, const KernelSet& kernels,
                 int threads) {
   if (grads.dtype == DType::kFloat64) {
-    symmetrize_of(grads, centering, static_cast<double*>(out), kernels.twice, threads);
+    symmetrize_of(grads, centering, static_cast<double*>(out), kernels.f64, threads);
   } else {
-    symmetrize_of(grads, centering, static_cast<float*>(out), kernels.single, threads);
+    symmetrize_of(grads, centering, static_cast<float*>(out), kernels.f32, threads);
   }
 }
 

@@ -1,6 +1,8 @@
 // dX = A (X - s) for many ragged layers in one parallel pass, written in X's own dtype.
 #include <algorithm>
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 #include "core/buffer.h"
 #include "core/parallel.h"
@@ -99,13 +101,12 @@ void apply_block(const Block& block, DType coefficient_dtype, bool shifted, int6
 
 void apply(const std::vector<ApplyProblem>& problems, DType coefficient_dtype, bool shifted,
            const KernelSet& set, int threads) {
+  if (problems.empty()) return;
+  const int64_t n = problems.front().x.rows;
   std::vector<Block> blocks;
   std::vector<int64_t> units;
   std::vector<double> costs;
-  int64_t max_n = 0;
   for (const ApplyProblem& problem : problems) {
-    const int64_t n = problem.x.rows;
-    max_n = std::max(max_n, n);
     for (int64_t i = 0; i < n; i += kRows) {
       blocks.push_back({&problem, i, std::min(kRows, n - i)});
       units.push_back(ceil_div(problem.x.cols, panel_cols(n)));
@@ -115,9 +116,9 @@ void apply(const std::vector<ApplyProblem>& problems, DType coefficient_dtype, b
   }
   const Partition partition(std::move(units), std::move(costs));
   threads = threads_for(partition.cost(), threads);
-  const int64_t max_sliver = std::max(set.single.sliver, set.twice.sliver);
+  const int64_t max_sliver = std::max(set.f32.sliver, set.f64.sliver);
   std::vector<Workspace> workspaces;
-  for (int t = 0; t < threads; ++t) workspaces.emplace_back(max_n, max_sliver);
+  for (int t = 0; t < threads; ++t) workspaces.emplace_back(n, max_sliver);
 
   parallel(threads, [&](int t) {
     for (int64_t b = 0; b < partition.items(); ++b) {
@@ -125,9 +126,9 @@ void apply(const std::vector<ApplyProblem>& problems, DType coefficient_dtype, b
       const int64_t last = partition.first_unit(b, t + 1, threads);
       if (first == last) continue;
       if (blocks[b].problem->x.dtype == DType::kFloat64) {
-        apply_block(blocks[b], coefficient_dtype, shifted, first, last, workspaces[t], set.twice);
+        apply_block(blocks[b], coefficient_dtype, shifted, first, last, workspaces[t], set.f64);
       } else {
-        apply_block(blocks[b], coefficient_dtype, shifted, first, last, workspaces[t], set.single);
+        apply_block(blocks[b], coefficient_dtype, shifted, first, last, workspaces[t], set.f32);
       }
     }
   });

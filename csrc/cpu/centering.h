@@ -1,49 +1,55 @@
-// Centring of a symmetric n x n matrix in place, with its trace and norm; sums are in double.
+// Centring of symmetric n x n matrices; all sums are in double.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
-#include <vector>
 
+#include "core/matrix_view.h"
 #include "core/parallel.h"
 #include "cpu/kernels.h"
 #include "cpu/ops.h"
 
 namespace pyguide::cpu {
 
+// Writes the centred form of K to `to` (row-major, contiguous), rounding once, and returns its
+// statistics. `from` has leading dimension `ld`; it may be `to` itself. `scratch` holds 2n.
+//
 // Both centrings have the form K_ij - (b_i + b_j), so the result is symmetric to the last bit:
 //   H: b_i = r_i/n - m/2, with r the row sums and m the mean of all entries;
 //   U: b_i = (that) - Kc_ii/(n-2) + tr(Kc)/(2(n-1)(n-2)), and a zero diagonal. It is written in
 //      the H-centred matrix, whose row sums without the diagonal are -Kc_ii.
-template <class T>
-LayerStats center_in_place(T* k, int64_t n, Centering centering, const Kernels<T>& kernels,
-                           int threads) {
-  std::vector<double> b(n), row_norm(n);
-  parallel_for(threads, n, [&](int64_t i) { b[i] = kernels.sum(k + i * n, n) / double(n); });
+template <class From, class To>
+LayerStats center(const From* from, int64_t ld, To* to, int64_t n, Centering centering,
+                  double* scratch, const KernelSet& kernels, int threads) {
+  double* b = scratch;
+  double* row_norm = scratch + n;
+  parallel_for(threads, n, [&](int64_t i) {
+    b[i] = kernels_for<From>(kernels).sum(from + i * ld, n) / double(n);
+  });
   double mean = 0;
-  for (double row_mean : b) mean += row_mean;
+  for (int64_t i = 0; i < n; ++i) mean += b[i];
   mean /= double(n);
   double trace = 0;
   for (int64_t i = 0; i < n; ++i) {
     b[i] -= mean / 2;
-    trace += double(k[i * n + i]) - 2 * b[i];
+    trace += double(from[i * ld + i]) - 2 * b[i];
   }
   const bool zero_diagonal = centering == Centering::kU;
   if (zero_diagonal) {
     const double grand = trace / (2 * double(n - 1) * double(n - 2));
     for (int64_t i = 0; i < n; ++i) {
-      const double diagonal = double(k[i * n + i]) - 2 * b[i];
+      const double diagonal = double(from[i * ld + i]) - 2 * b[i];
       b[i] += grand - diagonal / double(n - 2);
     }
   }
   parallel_for(threads, n, [&](int64_t i) {
-    T* row = k + i * n;
-    for (int64_t j = 0; j < n; ++j) row[j] = T(double(row[j]) - (b[i] + b[j]));
-    if (zero_diagonal) row[i] = T(0);
-    row_norm[i] = kernels.dot(row, row, n);
+    const From* row = from + i * ld;
+    To* out = to + i * n;
+    for (int64_t j = 0; j < n; ++j) out[j] = To(double(row[j]) - (b[i] + b[j]));
+    if (zero_diagonal) out[i] = To(0);
+    row_norm[i] = kernels_for<To>(kernels).dot(out, out, n);
   });
   double norm_squared = 0;
-  for (double norm : row_norm) norm_squared += norm;
+  for (int64_t i = 0; i < n; ++i) norm_squared += row_norm[i];
   return {trace, norm_squared};
 }
 

@@ -1,6 +1,8 @@
 // Gram matrices of many ragged layers in one parallel pass, lower triangle only.
 #include <algorithm>
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 #include "core/buffer.h"
 #include "core/parallel.h"
@@ -24,6 +26,14 @@ struct Block {
   int64_t col, cols;
   bool diagonal() const { return row == col; }
 };
+
+// Tiny batches are multiplied in double: reading X is the cost there, and the debiased estimator
+// loses the most to cancellation (1.6e-5 at n = 4 from float products, below 1e-7 from these).
+constexpr int64_t kFewSamples = 16;
+
+bool multiplies_in_double(const MatrixView& x) {
+  return x.dtype == DType::kFloat64 || x.rows <= kFewSamples;
+}
 
 int64_t panels(const MatrixView& x) { return ceil_div(x.cols, kPanel); }
 
@@ -52,14 +62,15 @@ Partition partition_of(const std::vector<Block>& blocks, const std::vector<Matri
   return Partition(std::move(units), std::move(costs));
 }
 
-// Where one thread packs and sums. A thread shares at most its first and its last block with
-// other threads, so two sets of sums hold everything until all threads are done.
+// Where one thread packs, sums and centres. A thread shares at most its first and its last block
+// with other threads, so two sets of sums hold everything until all threads are done.
 class Workspace {
  public:
-  explicit Workspace(int64_t n, int64_t max_sliver)
+  Workspace(int64_t n, int64_t max_sliver)
       : side_(round_up(std::min(n, kBlock), max_sliver)),
         packed_(2 * side_ * kPanel + kPanel),
-        sums_(2 * side_ * side_) {}
+        sums_(2 * side_ * side_),
+        scratch_(2 * side_) {}
 
   template <class T>
   T* shift() const {
@@ -70,12 +81,13 @@ class Workspace {
     return reinterpret_cast<T*>(packed_.get() + kPanel + which * side_ * kPanel);
   }
   double* sums(int which) const { return sums_.get() + which * side_ * side_; }
-  int64_t side() const { return side_; }
+  double* scratch() const { return scratch_.get(); }
 
  private:
   int64_t side_;
   Buffer<double> packed_;  // large enough for either arithmetic type
   Buffer<double> sums_;
+  Buffer<double> scratch_;
 };
 
 template <class T>
@@ -101,62 +113,104 @@ void sum_block(const MatrixView& x, const Block& block, int64_t first_panel, int
   }
 }
 
-template <class Out>
-void write_row(const double* sums, const Block& block, int64_t i, Out* gram, int64_t n) {
-  const int64_t count = block.diagonal() ? i + 1 : block.cols;
-  Out* to = gram + (block.row + i) * n + block.col;
-  for (int64_t j = 0; j < count; ++j) to[j] = Out(sums[j]);
-}
-
 // Copies the lower triangle to the upper one, square by square so that both stay in cache.
 template <class T>
-void mirror(T* k, int64_t n, int threads) {
+void mirror(T* k, int64_t n, int64_t ld, int threads) {
   constexpr int64_t kSquare = 32;
   parallel_for(threads, ceil_div(n, kSquare), [&](int64_t square_row) {
     const int64_t i0 = square_row * kSquare, i1 = std::min(n, i0 + kSquare);
     for (int64_t j0 = 0; j0 < i1; j0 += kSquare) {
       for (int64_t i = i0; i < i1; ++i) {
         const int64_t j1 = std::min(i, j0 + kSquare);
-        for (int64_t j = j0; j < j1; ++j) k[j * n + i] = k[i * n + j];
+        for (int64_t j = j0; j < j1; ++j) k[j * ld + i] = k[i * ld + j];
       }
     }
   });
 }
 
+// The last steps of a Gram matrix, once the sums of a block are complete.
+template <class Out>
+class Finish {
+ public:
+  Finish(Centering centering, const GramStack& grams, LayerStats* stats, const KernelSet& kernels)
+      : centering_(centering),
+        n_(grams.n),
+        grams_(static_cast<Out*>(grams.data)),
+        stats_(stats),
+        kernels_(kernels) {}
+
+  // A block that is a whole layer is centred from its double sums and rounded once; others are
+  // stored and centred by `layer` below.
+  void block(const Block& block, double* sums, int64_t ld, double* scratch, int threads) const {
+    Out* gram = grams_ + block.layer * n_ * n_;
+    if (block.rows == n_ && centering_ != Centering::kNone) {
+      mirror(sums, n_, ld, threads);
+      stats_[block.layer] =
+          center(sums, ld, gram, n_, centering_, scratch, kernels_, threads);
+      return;
+    }
+    parallel_for(threads, block.rows, [&](int64_t i) {
+      const int64_t count = block.diagonal() ? i + 1 : block.cols;
+      Out* to = gram + (block.row + i) * n_ + block.col;
+      for (int64_t j = 0; j < count; ++j) to[j] = Out(sums[i * ld + j]);
+    });
+  }
+
+  // Once all blocks are stored.
+  void layers(int64_t count, int threads) const {
+    const bool centered = centering_ != Centering::kNone;
+    if (n_ <= kBlock && centered) return;
+    const Buffer<double> scratch(centered ? count * 2 * n_ : 0);
+    for_each_layer(count, threads, [&](int64_t l, int layer_threads) {
+      Out* gram = grams_ + l * n_ * n_;
+      mirror(gram, n_, n_, layer_threads);
+      if (centered) {
+        stats_[l] = center(gram, n_, gram, n_, centering_, scratch.get() + l * 2 * n_, kernels_,
+                           layer_threads);
+      }
+    });
+  }
+
+ private:
+  Centering centering_;
+  int64_t n_;
+  Out* grams_;
+  LayerStats* stats_;
+  const KernelSet& kernels_;
+};
+
 template <class Out>
 void gram_as(const std::vector<MatrixView>& layers, Centering centering, const GramStack& grams,
              LayerStats* stats, const KernelSet& set, int threads) {
-  const int64_t n = grams.n;
-  Out* out = static_cast<Out*>(grams.data);
-  const std::vector<Block> blocks = blocks_of(layers, n);
+  const std::vector<Block> blocks = blocks_of(layers, grams.n);
   const Partition partition = partition_of(blocks, layers);
   threads = threads_for(partition.cost(), threads);
-  const int64_t max_sliver = std::max(set.single.sliver, set.twice.sliver);
+  const int64_t max_sliver = std::max(set.f32.sliver, set.f64.sliver);
   std::vector<Workspace> workspaces;
-  for (int t = 0; t < threads; ++t) workspaces.emplace_back(n, max_sliver);
+  for (int t = 0; t < threads; ++t) workspaces.emplace_back(grams.n, max_sliver);
+  const Finish<Out> finish(centering, grams, stats, set);
 
-  auto sliver = [&](const Block& block) {
-    return layers[block.layer].dtype == DType::kFloat64 ? set.twice.sliver : set.single.sliver;
+  auto leading_dimension = [&](const Block& block) {
+    const bool wide = multiplies_in_double(layers[block.layer]);
+    return round_up(block.cols, wide ? set.f64.sliver : set.f32.sliver);
   };
   parallel(threads, [&](int t) {
+    const Workspace& workspace = workspaces[t];
     for (int64_t b = 0; b < partition.items(); ++b) {
       const int64_t first = partition.first_unit(b, t, threads);
       const int64_t last = partition.first_unit(b, t + 1, threads);
       if (first == last) continue;
       const Block& block = blocks[b];
       const MatrixView& x = layers[block.layer];
-      double* sums = workspaces[t].sums(first > 0 ? 0 : 1);
+      double* sums = workspace.sums(first > 0 ? 0 : 1);
       const bool shifted = centering != Centering::kNone;
-      if (x.dtype == DType::kFloat64) {
-        sum_block(x, block, first, last, shifted, workspaces[t], sums, set.twice);
+      if (multiplies_in_double(x)) {
+        sum_block(x, block, first, last, shifted, workspace, sums, set.f64);
       } else {
-        sum_block(x, block, first, last, shifted, workspaces[t], sums, set.single);
+        sum_block(x, block, first, last, shifted, workspace, sums, set.f32);
       }
       if (first > 0 || last < partition.units(b)) continue;  // shared: summed below
-      const int64_t ld = round_up(block.cols, sliver(block));
-      for (int64_t i = 0; i < block.rows; ++i) {
-        write_row(sums + i * ld, block, i, out + block.layer * n * n, n);
-      }
+      finish.block(block, sums, leading_dimension(block), workspace.scratch(), 1);
     }
   });
 
@@ -171,22 +225,15 @@ void gram_as(const std::vector<MatrixView>& layers, Centering centering, const G
     }
     if (parts.size() < 2) continue;
     const Block& block = blocks[b];
-    const int64_t ld = round_up(block.cols, sliver(block));
+    const int64_t ld = leading_dimension(block);
     parallel_for(threads, block.rows, [&](int64_t i) {
       for (size_t p = 1; p < parts.size(); ++p) {
         for (int64_t j = 0; j < block.cols; ++j) parts[0][i * ld + j] += parts[p][i * ld + j];
       }
-      write_row(parts[0] + i * ld, block, i, out + block.layer * n * n, n);
     });
+    finish.block(block, parts[0], ld, workspaces[0].scratch(), threads);
   }
-
-  for_each_layer(grams.layers, threads, [&](int64_t l, int layer_threads) {
-    Out* k = out + l * n * n;
-    mirror(k, n, layer_threads);
-    if (centering != Centering::kNone) {
-      stats[l] = center_in_place(k, n, centering, kernels_for<Out>(set), layer_threads);
-    }
-  });
+  finish.layers(grams.layers, threads);
 }
 
 }  // namespace

@@ -58,19 +58,19 @@ struct Kernels {
 
 struct KernelSet {
   const char* name;
-  Kernels<float> single;
-  Kernels<double> twice;
+  Kernels<float> f32;
+  Kernels<double> f64;
 };
 
 template <class T>
 const Kernels<T>& kernels_for(const KernelSet& set);
 template <>
 inline const Kernels<float>& kernels_for<float>(const KernelSet& set) {
-  return set.single;
+  return set.f32;
 }
 template <>
 inline const Kernels<double>& kernels_for<double>(const KernelSet& set) {
-  return set.twice;
+  return set.f64;
 }
 
 // Names of the instruction sets that are compiled in and that this CPU has, best first.

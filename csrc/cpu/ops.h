@@ -1,6 +1,7 @@
 // The CPU backend's entry points. All pointers are host memory that the caller owns; all work
 // happens before the call returns. Results depend on the input, the instruction set and
-// `threads` only. Throws std::invalid_argument and std::bad_alloc.
+// `threads` only. Arguments are not checked here but in csrc/bindings. Workspace is freed on every
+// path; std::bad_alloc is thrown before any thread is started.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +28,8 @@ struct LayerStats {
 // grams[l] = centred X_l X_l^T. With a centring the shift is subtracted first and `stats`, one
 // entry a layer, is filled; without, stats is not touched and may be null.
 //
-// Work is split into blocks of at most 256 x 256 results; workspace is at most 4 MiB a thread.
+// Work is split into blocks of at most 256 x 256 results; workspace is at most 4 MiB a thread,
+// and 16 bytes times n a layer when n > 256.
 void gram(const std::vector<MatrixView>& layers, Centering centering, const GramStack& grams,
           LayerStats* stats, const KernelSet& kernels, int threads);
 
@@ -36,7 +38,8 @@ struct Pair {
 };
 
 // values[p] = <K°_left, K°_right> / (||K°_left|| ||K°_right||). A pair with a degenerate layer
-// has value 0 and degenerate[p] = 1, unless the formula gives NaN.
+// has value 0 and degenerate[p] = 1, unless the formula gives NaN. Workspace: n^2/2048 bytes a
+// pair.
 void alignment(const GramStack& grams, const LayerStats* stats, const std::vector<Pair>& pairs,
                double* values, uint8_t* degenerate, const KernelSet& kernels, int threads);
 
@@ -49,6 +52,7 @@ void coefficients(const GramStack& grams, const LayerStats* stats, const std::ve
                   int threads);
 
 // out[l] = G + G^T, and its H-centring with Centering::kH: the coefficients of gram's gradient.
+// Workspace: 8 bytes times n a layer.
 void symmetrize(const GramStack& grads, Centering centering, void* out, const KernelSet& kernels,
                 int threads);
 
@@ -58,8 +62,9 @@ struct ApplyProblem {
   MatrixView out;            // n x d, any strides
 };
 
-// out = A (X - s), or A X if not shifted. A's rows sum to zero whenever `shifted` is used, so the
-// shift changes nothing but the rounding.
+// out = A (X - s), or A X if not shifted; all problems have the same n. A's rows sum to zero
+// whenever `shifted` is used, so the shift changes nothing but the rounding. Workspace is at most
+// 3 MiB a thread.
 void apply(const std::vector<ApplyProblem>& problems, DType coefficient_dtype, bool shifted,
            const KernelSet& kernels, int threads);
 

@@ -56,7 +56,6 @@ void column_shift(const MatrixView& view, int64_t col, int64_t cols, T* shift) {
   });
 }
 
-
 // out[i][j] = in[j][i] for W vectors of W lanes: log2(W) rounds of interleaving row i with row
 // i + W/2.
 template <class T, int W>

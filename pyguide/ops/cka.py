@@ -11,7 +11,13 @@ from torch import Tensor
 from pyguide import reference
 from pyguide.ops import feature_space, sample_space
 from pyguide.ops.first_derivative import first_derivative_only
-from pyguide.ops.inputs import check_layers, check_pairs, check_precision, has_native_backend
+from pyguide.ops.inputs import (
+    check_layers,
+    check_pairs,
+    check_precision,
+    has_native_backend,
+    integer_pairs,
+)
 from pyguide.ops.library import register
 from pyguide.ops.native import result_dtype
 from pyguide.ops.routes import split_by_route
@@ -98,6 +104,32 @@ class _CKA(torch.autograd.Function):
         return (None, None, None, None, *grads)
 
 
+def _check_layers(debiased: bool, *groups: tuple[str, Sequence[Tensor]]) -> None:
+    check_layers(
+        groups,
+        min_samples=4 if debiased else 2,
+        why=" for debiased CKA" if debiased else "",
+    )
+
+
+def _align(
+    in_feature_space: bool,
+    pairs: list[tuple[int, int]],
+    debiased: bool,
+    layers: list[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Values and degenerate flags of pairs of layers by one of the routes."""
+    left, right = [i for i, _ in pairs], [j for _, j in pairs]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in layers):
+        values, degenerate = _CKA.apply(in_feature_space, left, right, debiased, *layers)
+        return values, degenerate
+    # Not only cheaper: where nothing requires grad, Dynamo tells a Function that takes ctx from
+    # one that does not by the number of arguments, and some numbers of layers mislead it.
+    forward = _feature_forward if in_feature_space else _sample_forward
+    values, degenerate, _ = forward(layers, left, right, debiased)
+    return values.to(result_dtype(layers)), degenerate
+
+
 def _distinct(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
     """The distinct tensors by object identity, and each one's position among them."""
     distinct: list[Tensor] = []
@@ -130,14 +162,12 @@ def cka_pairs_and_flags(
     """:func:`cka_pairs`, and which pairs have a degenerate layer: (P,) and (P,) bool.
 
     ``route`` is ``"auto"`` (less work), ``"sample"`` (n x n Gram matrices) or ``"feature"``
-    (d x d products); it changes the result only by rounding.
+    (d x d products); it changes the result only by rounding. What counts as rounding differs
+    for float64 debiased CKA: in feature space ``||K°||^2`` is a difference of terms of size
+    ``tr(Kc)^2``, so a layer is degenerate below ``2^-46 tr(Kc)^2`` already.
     """
     check_precision(precision)
-    check_layers(
-        [("xs[]", xs), ("ys[]", ys)],
-        min_samples=4 if debiased else 2,
-        why=" for debiased CKA" if debiased else "",
-    )
+    _check_layers(debiased, ("xs[]", xs), ("ys[]", ys))
     checked = check_pairs(pairs, len(xs), len(ys))
     if not checked:
         every = [*xs, *ys]
@@ -158,12 +188,8 @@ def cka_pairs_and_flags(
     flags: list[Tensor] = []
     order: list[int] = []
     for part in split_by_route(layers, indices, route):
-        value, flag = _CKA.apply(
-            part.in_feature_space,
-            [i for i, _ in part.pairs],
-            [j for _, j in part.pairs],
-            debiased,
-            *[layers[i] for i in part.layers],
+        value, flag = _align(
+            part.in_feature_space, part.pairs, debiased, [layers[i] for i in part.layers]
         )
         values.append(value)
         flags.append(flag)
@@ -221,7 +247,8 @@ def cka_pairs(
         float64 if every input is float64, else float32. Differentiable once in every input.
         A pair with a degenerate layer (constant features, or for the debiased estimator a
         Gram matrix without off-diagonal signal) is 0 with zero gradient; NaN or infinity in
-        an input gives NaN.
+        an input gives NaN. There is no absolute epsilon, but float32 products of features
+        smaller than about 1e-18 or larger than 1e17 leave its range: rescale those.
 
     Raises
     ------
@@ -260,9 +287,7 @@ def cka(x: Tensor, y: Tensor, *, debiased: bool = False, precision: str | None =
     >>> pyguide.cka(x, -5 * x + 1)
     tensor(1.)
     """
-    for name, value in (("x", x), ("y", y)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    _check_layers(debiased, ("x", [x]), ("y", [y]))
     return cka_pairs([x], [y], debiased=debiased, precision=precision)[0]
 
 
@@ -296,6 +321,7 @@ def cka_matrix(
             [0.7746, 1.0000]])
     """
     ys = xs if ys is None else ys
+    _check_layers(debiased, ("xs[]", xs), ("ys[]", ys))
     pairs = [(i, j) for i in range(len(xs)) for j in range(len(ys))]
     values = cka_pairs(xs, ys, pairs=pairs, debiased=debiased, precision=precision)
     return values.reshape(len(xs), len(ys))
@@ -335,7 +361,7 @@ class CKALoss(torch.nn.Module):
         if reduction not in _REDUCTIONS:
             raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}")
         check_precision(precision)
-        self.pairs = None if pairs is None else [(int(i), int(j)) for i, j in pairs]
+        self.pairs = None if pairs is None else integer_pairs(pairs)
         self.debiased = debiased
         self.reduction = reduction
         self.precision = precision
@@ -345,7 +371,9 @@ class CKALoss(torch.nn.Module):
         distances = 1 - cka_pairs(
             xs, ys, pairs=self.pairs, debiased=self.debiased, precision=self.precision
         )
-        return distances.sum() if self.reduction == "sum" else distances.mean()
+        if self.reduction == "sum" or not len(distances):
+            return distances.sum()
+        return distances.mean()
 
     def extra_repr(self) -> str:
         return f"pairs={self.pairs}, debiased={self.debiased}, reduction={self.reduction!r}"

@@ -67,6 +67,7 @@ class _Products:
         return self.traces[i] == 0 or norm_squared <= threshold * self.traces[i] ** 2
 
 
+@torch.no_grad()
 def forward(
     layers: list[Tensor], left: list[int], right: list[int], debiased: bool
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -93,6 +94,7 @@ def fake_saved(layers: list[Tensor]) -> list[Tensor]:
     return []
 
 
+@torch.no_grad()
 def backward(
     grad: Tensor,
     values: Tensor,

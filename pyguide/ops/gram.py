@@ -27,7 +27,9 @@ def _fake_forward(layers: list[Tensor], center: bool) -> Tensor:
 
 
 def _backward(grad: Tensor, layers: list[Tensor], wanted: list[int], center: bool) -> list[Tensor]:
-    coefficients = native.symmetrize(grad[wanted], center=center)
+    if len(wanted) < len(layers):
+        grad = grad[wanted]
+    coefficients = native.symmetrize(grad, center=center)
     return native.apply(coefficients, [layers[w] for w in wanted], shifted=center)
 
 
@@ -107,4 +109,7 @@ def gram(xs: Sequence[Tensor], *, center: bool = True, precision: str | None = N
         raise ValueError("xs must hold at least one layer, got an empty list")
     if not has_native_backend(xs[0].device):
         return reference.gram(xs, center=center)
-    return _Gram.apply(center, *xs)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in xs):
+        result: Tensor = _Gram.apply(center, *xs)
+        return result
+    return _gram(list(xs), center)  # see _align in pyguide/ops/cka.py

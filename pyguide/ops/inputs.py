@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyguide.ops.views import DTYPE_CODES
 
-__all__ = ["check_layers", "check_pairs", "check_precision", "has_native_backend"]
+__all__ = ["check_layers", "check_pairs", "check_precision", "has_native_backend", "integer_pairs"]
 
 _PRECISIONS = ("highest", "high", "medium")
 
@@ -56,8 +56,11 @@ def check_layers(
 def _check_layer(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-    if x.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got layout {x.layout}; use .to_dense()")
+    if x.layout != torch.strided or x.is_nested:
+        raise TypeError(
+            f"{name} must be a dense tensor, got "
+            f"{'a nested tensor' if x.is_nested else f'layout {x.layout}; use .to_dense()'}"
+        )
     if x.dtype not in DTYPE_CODES:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {x.dtype}")
     if x.dim() == 0:
@@ -76,6 +79,19 @@ def check_pairs(
                 f"without pairs=, xs and ys must have the same length, got {left} and {right}"
             )
         return [(i, i) for i in range(left)]
+    checked = integer_pairs(pairs)
+    for index, (i, j) in enumerate(checked):
+        for k, count, argument in ((i, left, "xs"), (j, right, "ys")):
+            if not 0 <= k < count:
+                raise IndexError(
+                    f"pairs[{index}] = ({i}, {j}): {k} is out of range for {argument}, "
+                    f"which has {count} layers (negative indices are not accepted)"
+                )
+    return checked
+
+
+def integer_pairs(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The pairs as tuples of two ints, of whatever integer type they are."""
     checked = []
     for index, pair in enumerate(pairs):
         try:
@@ -84,12 +100,6 @@ def check_pairs(
             raise TypeError(
                 f"pairs[{index}] must be two integers (index into xs, index into ys), got {pair!r}"
             ) from None
-        for k, count, argument in ((i, left, "xs"), (j, right, "ys")):
-            if not 0 <= k < count:
-                raise IndexError(
-                    f"pairs[{index}] = ({i}, {j}): {k} is out of range for {argument}, "
-                    f"which has {count} layers (negative indices are not accepted)"
-                )
         checked.append((i, j))
     return checked
 

@@ -32,10 +32,6 @@ _NONE, _H, _U = 0, 1, 2
 instruction_set = ""
 
 
-def _threads() -> int:
-    return torch.get_num_threads()
-
-
 def result_dtype(layers: Sequence[Tensor]) -> torch.dtype:
     """float64 if every layer is, else float32."""
     return torch.float64 if all(x.dtype == torch.float64 for x in layers) else torch.float32
@@ -53,7 +49,7 @@ def _gram(layers: Sequence[Tensor], centering: int) -> tuple[Tensor, Tensor]:
         DTYPE_CODES[grams.dtype],
         n,
         stats.data_ptr(),
-        _threads(),
+        torch.get_num_threads(),
         instruction_set,
     )
     del owners  # the views pointed into them until here
@@ -91,7 +87,7 @@ def alignment(
         right,
         values.data_ptr(),
         degenerate.data_ptr(),
-        _threads(),
+        torch.get_num_threads(),
         instruction_set,
     )
     return Alignment(values, degenerate, grams, stats)
@@ -123,7 +119,7 @@ def alignment_backward(
         grad.data_ptr(),
         wanted,
         coefficients.data_ptr(),
-        _threads(),
+        torch.get_num_threads(),
         instruction_set,
     )
     return apply(coefficients, [layers[w] for w in wanted], shifted=True)
@@ -141,7 +137,7 @@ def symmetrize(grads: Tensor, *, center: bool) -> Tensor:
         n,
         center,
         out.data_ptr(),
-        _threads(),
+        torch.get_num_threads(),
         instruction_set,
     )
     return out
@@ -158,7 +154,7 @@ def apply(coefficients: Tensor, layers: Sequence[Tensor], *, shifted: bool) -> l
         [m[0] for m in matched],
         [m[1] for m in matched],
         shifted,
-        _threads(),
+        torch.get_num_threads(),
         instruction_set,
     )
     for out, (_, _, _, written) in zip(outs, matched, strict=True):
