@@ -334,6 +334,15 @@ def test_a_checkpoint_wrapper_can_be_paired_as_a_whole(x):
     assert linear.weight.grad.norm() > 1e-4
 
 
+def test_frozen_layers_raise_with_the_remedy(x):
+    target, guide = _mlp(6, 8, 7, 3), _mlp(6, 5, 4, 3, seed=1)
+    target[0].requires_grad_(False)
+    with pytest.raises(RuntimeError, match=r"'0' of the target.*frozen.*pairs as a list"):
+        _guided(target, guide, x)
+    loss = _guided(target, guide, x, pairs=[("2", "2")])
+    assert loss == pytest.approx(_distance(target[:3](x), guide[:3](x)), abs=1e-6)
+
+
 def test_no_gradient_raises_only_while_grad_is_enabled(x):
     target, guide = _mlp(6, 8, 3), _mlp(6, 5, 3, seed=1)
     guidance = Guidance(target, guide, pairs=[("0", "0")])
@@ -369,6 +378,13 @@ def test_a_deepcopy_does_not_record(x):
         copy.deepcopy(target)(x + 100)
     expected = _distance(target[0](x), guide[0](x))
     assert guidance.loss(x).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_guidance_itself_cannot_be_copied(duplicate):
+    guidance = Guidance(_mlp(6, 8, 3), _mlp(6, 5, 3))
+    with pytest.raises(TypeError, match="make one for the copied networks"):
+        duplicate(guidance)
 
 
 def test_a_hooked_target_can_be_pickled(x):
@@ -430,12 +446,43 @@ def test_compiled_target_keeps_the_output_from_an_inplace_change(x):
     assert loss == pytest.approx(_distance(target[0](x), guide[0](x)), abs=1e-6)
 
 
-def test_a_target_compiled_too_early_raises(x):
-    target = torch.compile(_mlp(6, 8, 3), backend="eager")
-    target(x)
-    for pairs in ([("0", "0")], "even"):
-        with pytest.raises(RuntimeError, match="make Guidance"):
-            _guided(target, _mlp(6, 5, 3), x, pairs=pairs)
+class _Compiled(nn.Module):
+    """A network whose code torch.compile caches for the class."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = _mlp(6, 8, 3)
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("pairs", [[("net.0", "0")], "even"])
+@pytest.mark.parametrize("early", ["itself", "another of its class", "itself, released"])
+def test_a_target_compiled_too_early_raises_until_reset(x, early, pairs):
+    torch.compiler.reset()
+    model, guide = _Compiled(), _mlp(6, 5, 3, seed=1)
+    target = torch.compile(model, backend="eager", fullgraph=True)
+    if early == "itself":
+        target(x)
+    elif early == "another of its class":
+        torch.compile(_Compiled(), backend="eager", fullgraph=True)(x)
+    guidance = Guidance(target, guide, pairs=pairs)
+    if early == "itself, released":
+        state = guidance.state_dict()
+        guidance.release()
+        target(x)
+        guidance.load_state_dict(state)
+
+    with guidance.capture():
+        target(x)
+    with pytest.raises(RuntimeError, match=r"nothing was captured.*call torch\.compiler\.reset"):
+        guidance.loss(x)
+    torch.compiler.reset()
+    with guidance.capture():
+        target(x)
+    expected = _distance(model.net[0](x), guide[0](x))
+    assert guidance.loss(x).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_export_while_attached_and_after(x):

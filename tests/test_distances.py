@@ -73,6 +73,18 @@ def test_biased_cka_of_few_samples_warns_once():
         LinearCKA()(_layers((64, 512)), _layers((64, 512)))
 
 
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (torch.tensor(1.0), ValueError, r"xs\[0\] must have shape \(n, \.\.\.\), got a scalar"),
+        (1.0, TypeError, r"xs\[0\] must be a tensor, got float"),
+    ],
+)
+def test_what_is_no_layer_raises(x, error, message):
+    with pytest.raises(error, match=message):
+        LinearCKA()([x], [x])
+
+
 def test_names():
     assert get_distance("cka").name == "cka"
     assert get_distance("debiased_cka").name == "debiased_cka"

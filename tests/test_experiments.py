@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 
 import numpy as np
 import pytest
@@ -29,7 +34,7 @@ from pyguide.experiments.training import GuideJob, TargetJob
 from pyguide.guidance import Guidance
 
 TRAIN = ["train", "deep-fcn"]
-TINY = ["--arms", "none", "--depth", "3", "--epochs", "2", "--workers", "2"]
+TINY = ["--arms", "none", "--depth", "3", "--epochs", "2", "--workers", "1"]
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +77,27 @@ def tiny_data(tiny, monkeypatch):
 @pytest.fixture
 def one_thread(threads):
     threads(1)
+
+
+class ThreadContext:
+    """Runs jobs in threads: each process would take seconds to import torch.
+
+    One at a time (``--workers 1``), since threads share torch's random stream.
+    """
+
+    Pipe = staticmethod(multiprocessing.Pipe)
+
+    @staticmethod
+    def Process(target, args, daemon):
+        *arguments, sender = args
+        # A process has its own copy of the sender too, which the parent's close() leaves open.
+        own = Connection(os.dup(sender.fileno()), readable=False)
+        return threading.Thread(target=target, args=(*arguments, own), daemon=daemon)
+
+
+@pytest.fixture
+def jobs_in_threads(monkeypatch, one_thread):
+    monkeypatch.setattr(runner.multiprocessing, "get_context", lambda _: ThreadContext)
 
 
 def target_job(**changes) -> TargetJob:
@@ -282,6 +308,13 @@ def test_summary_by_hand():
     assert difference["untrained"]["n"] == 2
 
 
+def test_the_summary_does_not_depend_on_the_order_of_completion():
+    accuracies = enumerate([0.583, 0.591, 0.577, 0.602, 0.5659])
+    runs = [{"arm": "none", "seed": seed, "test_accuracy": a} for seed, a in accuracies]
+    summaries = [report.summarize(p, ["none"]) for p in itertools.permutations(runs)]
+    assert all(summary == summaries[0] for summary in summaries)
+
+
 def test_table_puts_the_measurement_beside_the_papers():
     results = {
         "summary": report.summarize(RUNS, ARMS),
@@ -299,6 +332,7 @@ def test_table_puts_the_measurement_beside_the_papers():
     paper = rows["paper: ImageNet, top-5 accuracy (%)"]
     assert paper == ["1.65 ± 1.21", "7.50 ± 1.51", "13.10 ± 0.72"]
     assert "98.8 % (seed 1)" in text and "trained-seed1: it broke" in text
+    assert "at each run's own epoch of lowest validation loss" in text
     assert "smoke" not in text and "smoke" in report.table(QUICK, results)
 
 
@@ -309,6 +343,13 @@ def test_one_seed_has_no_standard_error():
 def test_curves_are_a_png_even_of_nothing(tmp_path):
     report.plot_curves(Config(), [], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_metric_by_run_and_epoch():
+    keys = ["none-seed2"] * 2 + ["none-seed1"] * 3 + ["trained-seed1"]
+    metrics = [{"key": k, "arm": k.split("-")[0], "val_loss": v} for v, k in enumerate(keys)]
+    # Of seed 2 the last line was lost.
+    assert report._by_epoch(metrics, "none", "val_loss").tolist() == [[2, 3], [0, 1]]
 
 
 # Files
@@ -331,6 +372,7 @@ def test_config_survives_json():
     assert config.lr == {**QUICK.lr, "none": 0.5}
     assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
     assert set(QUICK.changed({"lr": ["0.25"]}).lr.values()) == {0.25}
+    assert QUICK.changed({"lr": ["0.25"], "arms": ["none"]}).lr["none"] == 0.25
 
 
 # Processes
@@ -358,10 +400,9 @@ def test_a_crash_is_named_and_takes_nothing_with_it(tiny, tmp_path, capsys):
     tiny.save(tmp_path / "data.npz")
     tasks = [
         runner.Task("dies", ScriptedJob("arm a seed 1", "die")),
-        runner.Task("raises", ScriptedJob("arm b seed 2", "raise")),
+        runner.Task("raises", ScriptedJob("arm b seed 2", "raise"), needs="works"),
         runner.Task("needs dead", ScriptedJob("arm c seed 3"), needs="dies"),
         runner.Task("works", ScriptedJob("arm d seed 4")),
-        runner.Task("needs working", ScriptedJob("arm e seed 5"), needs="works"),
     ]
     epochs: Counter[str] = Counter()
     results: dict[str, dict] = {}
@@ -374,13 +415,12 @@ def test_a_crash_is_named_and_takes_nothing_with_it(tiny, tmp_path, capsys):
         on_result=lambda task, result: results.update({task.key: result}),
         progress=runner.Progress(tasks),
     )
-    assert results == {"works": {"rows": 700}, "needs working": {"rows": 700}}
+    assert results == {"works": {"rows": 700}}
     assert set(failed) == {"dies", "raises", "needs dead"}
     assert "exit code 3" in failed["dies"]
     assert "ValueError: the job's own words" in failed["raises"]
     assert "needs dies, which failed" in failed["needs dead"]
-    ran = ("dies", "raises", "works", "needs working")
-    assert epochs == {f"{key} 1": 2 for key in ran}
+    assert epochs == {f"{key} 1": 2 for key in ("dies", "raises", "works")}
     messages = capsys.readouterr().err
     assert "FAILED: arm a seed 1: " in messages and "FAILED: arm b seed 2: " in messages
 
@@ -388,7 +428,7 @@ def test_a_crash_is_named_and_takes_nothing_with_it(tiny, tmp_path, capsys):
 # The command
 
 
-def test_a_run_folder_and_its_resume(tiny_data, tmp_path, capfd):
+def test_a_run_folder_and_its_resume(tiny_data, jobs_in_threads, tmp_path, capfd):
     out = tmp_path / "new" / "run"
     command = [*TRAIN, *TINY, "--seeds", "1", "2", "--out", str(out)]
     assert main(command) == 0
@@ -398,14 +438,14 @@ def test_a_run_folder_and_its_resume(tiny_data, tmp_path, capfd):
     assert "paper: ImageNet, top-5 accuracy (%)" in printed.out
 
     names = {"config.json", "metrics.jsonl", "results.json", "table.md", "curves.png", "data.npz"}
-    assert {path.name for path in out.iterdir()} == names
+    assert {path.name for path in out.iterdir()} == {*names, ".lock"}
     config = read_json(out / "config.json")
     assert config["config"]["depth"] == 3 and config["versions"]["torch"] == torch.__version__
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert sorted((m["seed"], m["epoch"]) for m in metrics) == [(1, 1), (1, 2), (2, 1), (2, 2)]
     results = read_json(out / "results.json")
     runs = {run["key"]: run for run in results["runs"]}
-    assert set(runs) == {"none-seed1", "none-seed2"} and results["failed"] == {}
+    assert list(runs) == ["none-seed1", "none-seed2"] and results["failed"] == {}
     accuracies = [run["test_accuracy"] for run in results["runs"]]
     assert results["summary"]["test_accuracy"]["none"]["mean"] == pytest.approx(sum(accuracies) / 2)
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -423,6 +463,7 @@ def test_a_run_folder_and_its_resume(tiny_data, tmp_path, capfd):
         file.write('{"key": "none-se')
     assert main([*TRAIN, "--resume", str(out)]) == 0
     resumed = {run["key"]: run for run in read_json(out / "results.json")["runs"]}
+    assert list(resumed) == ["none-seed1", "none-seed2"]
     assert resumed["none-seed2"] == runs["none-seed2"]
     for run in (resumed["none-seed1"], runs["none-seed1"]):
         del run["seconds"]
@@ -432,8 +473,10 @@ def test_a_run_folder_and_its_resume(tiny_data, tmp_path, capfd):
     assert (out / "table.md").exists()
 
 
-def test_a_diverged_arm_fails_the_command_and_keeps_the_rest(tiny_data, tmp_path, capfd):
-    options = ["--depth", "3", "--epochs", "1", "--seeds", "1", "--arms", "none", "untrained"]
+def test_a_diverged_arm_fails_the_command_and_keeps_the_rest(
+    tiny_data, jobs_in_threads, tmp_path, capfd
+):
+    options = [*TINY, "--seeds", "1", "--arms", "none", "untrained"]
     rates = ["--lr", "none=1e-3", "untrained=1e30"]
     assert main([*TRAIN, *options, *rates, "--out", str(tmp_path / "run")]) == 1
     error = capfd.readouterr().err
@@ -455,6 +498,8 @@ def test_a_diverged_arm_fails_the_command_and_keeps_the_rest(tiny_data, tmp_path
         (["--lr", "fast"], "a number for all arms or ARM=NUMBER, got 'fast'"),
         (["--lr", "magic=1e-3"], "unknown arm 'magic'"),
         (["--lr", "1e-3", "2e-3"], "each must be ARM=NUMBER"),
+        (["--lr", "none=1e-3", "none=2e-3"], "--lr: arm none is given twice"),
+        (["--arms", "none", "--lr", "trained=1"], "arm trained is not run; the arms are none"),
         (["--seeds", "-1"], "got -1"),
         (["--seeds", "1", "1"], "given twice"),
         (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
@@ -493,6 +538,112 @@ def test_out_and_resume_mistakes(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.fixture(scope="session")
+def original_folder(tiny, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deep_fcn, "generate", lambda: tiny)
+        patch.setattr(runner.multiprocessing, "get_context", lambda _: ThreadContext)
+        assert main([*TRAIN, *TINY, "--seeds", "1", "--out", str(out)]) == 0
+    torch.set_num_threads(threads)
+    return out
+
+
+@pytest.fixture
+def finished_folder(original_folder, jobs_in_threads, tmp_path, capsys):
+    capsys.readouterr()
+    return shutil.copytree(original_folder, tmp_path / "run")
+
+
+def test_a_folder_has_one_writer_at_a_time(finished_folder, capsys):
+    writer = deep_fcn.RunFolder.open(finished_folder)
+    before = {path.name: path.read_bytes() for path in finished_folder.iterdir()}
+    assert main([*TRAIN, "--resume", str(finished_folder)]) == 2
+    assert f"another process is writing to {finished_folder}" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in finished_folder.iterdir()} == before
+    writer.close()
+    assert main([*TRAIN, "--resume", str(finished_folder)]) == 0
+
+
+def replace_by_a_folder(path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def set_config(path, **changes) -> None:
+    config = read_json(path)
+    config["config"] |= changes
+    write_json(path, config)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("config.json", lambda p: p.write_text("{"), "not a run folder"),
+        ("config.json", lambda p: p.write_text("[]"), "config.json is of something else"),
+        ("config.json", lambda p: write_json(p, {**read_json(p), "experiment": "x"}), "else"),
+        ("config.json", lambda p: set_config(p, lr={}), "arm none has no learning rate"),
+        ("config.json", lambda p: set_config(p, lr=[1]), "not a run folder"),
+        ("config.json", lambda p: set_config(p, depth="3"), "not a run folder"),
+        ("results.json", lambda p: p.write_text("[]"), "results.json is of something else"),
+        ("results.json", lambda p: p.write_text('{"experiment": "deep-fcn"}'), "lacks 'guides'"),
+        ("results.json", lambda p: write_json(p, {**read_json(p), "runs": 1}), "not a run folder"),
+        ("results.json", replace_by_a_folder, "not a run folder"),
+        ("metrics.jsonl", replace_by_a_folder, "cannot write there"),
+        (".lock", replace_by_a_folder, "cannot write there"),
+        ("data.npz", lambda p: p.write_text("x"), "data.npz is damaged: delete it"),
+        ("data.npz", lambda p: p.write_bytes(b""), "data.npz is damaged"),
+        ("data.npz", lambda p: p.write_bytes(p.read_bytes()[:-99]), "data.npz is damaged"),
+        ("data.npz", lambda p: p.write_bytes(p.read_bytes()[:99] * 99), "data.npz is damaged"),
+        ("data.npz", lambda p: generate_without_test(p), "data.npz is damaged"),
+    ],
+)
+def test_a_damaged_folder_is_one_line(name, damage, message, finished_folder, capsys):
+    damage(finished_folder / name)
+    assert main([*TRAIN, "--resume", str(finished_folder)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and str(finished_folder) in error and len(error.splitlines()) == 1
+
+
+def generate_without_test(path) -> None:
+    replace(Data.load(path), x_test=None, y_test=None).save(path)
+
+
+@pytest.mark.parametrize("line", [b"1\n", b"{}\n", b'{"key": []}\n', b"\xff\n"])
+def test_damaged_metrics_are_dropped(line, finished_folder):
+    path = finished_folder / "metrics.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(line + before + line)
+    assert main([*TRAIN, "--resume", str(finished_folder)]) == 0
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_result_is_computed_again(finished_folder):
+    path = finished_folder / "results.json"
+    before = read_json(path)
+    write_json(path, {**before, "runs": [1, {"key": "none-seed1"}]})
+    assert main([*TRAIN, "--resume", str(finished_folder)]) == 0
+    again = read_json(path)
+    for results in (before, again):
+        del results["runs"][0]["seconds"]
+    assert again == before
+
+
+def test_a_full_disk_is_one_line(tiny_data, jobs_in_threads, tmp_path, capsys, monkeypatch):
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "run"
+    command = [*TRAIN, *TINY, "--seeds", "1", "--out", str(out)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Data, "save", full)
+        assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "cannot write there: No space left on device" in error and len(error.splitlines()) == 1
+    assert main([*TRAIN, "--resume", str(out)]) == 0
+
+
 def test_a_missing_extra_is_named(tmp_path, capsys, monkeypatch):
     find_spec = config_module.importlib.util.find_spec
     monkeypatch.setattr(
@@ -502,7 +653,9 @@ def test_a_missing_extra_is_named(tmp_path, capsys, monkeypatch):
     )
     assert main([*TRAIN, "--out", str(tmp_path / "run")]) == 2
     assert "pip install 'pyguide[experiments]'" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+    assert search.main(["--out", str(tmp_path / "search.json")]) == 2
+    assert "pip install 'pyguide[experiments]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_importing_the_package_imports_no_extra():
@@ -564,7 +717,7 @@ def test_ctrl_c_stops_every_process_and_the_run_can_go_on(tmp_path):
     assert f"--resume {out}" in error and "Traceback" not in error
     # Python's resource tracker notices only now that its parent has gone.
     wait_until(lambda: not group_exists(process.pid))
-    assert not list(out.glob(".*"))
+    assert not list(out.glob(".*.tmp"))
 
     config = read_json(out / "config.json")
     config["config"]["epochs"] = 1
@@ -614,10 +767,35 @@ def test_the_search_continues_and_never_sees_the_test_set(tiny_data, tmp_path, m
     assert "choose another --out" in capsys.readouterr().err
 
 
-def test_the_search_checks_its_numbers(tmp_path, capsys):
-    assert search.main(["--out", str(tmp_path / "s.json"), "--epochs", "0"]) == 2
-    assert "--epochs: expected at least 1" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
+        (["--depths", "20", "1"], "--depth: expected at least 2, got 1"),
+        (["--threads", "0"], "--threads: expected at least 1, got 0"),
+        (["--workers", "0"], "--workers: expected at least 1, got 0"),
+        (["--workers", "-1"], "--workers: expected at least 1, got -1"),
+    ],
+)
+def test_the_search_checks_its_numbers(options, message, tmp_path, capsys):
+    assert search.main(["--out", str(tmp_path / "s.json"), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
     assert not (tmp_path / "s.json").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"config": {}}', '{"config": {}, "runs": [1]}', '{"config": {}, "runs": [{}]}'],
+)
+def test_the_search_refuses_another_file(text, tmp_path, capsys):
+    out = tmp_path / "s.json"
+    out.write_text(text)
+    for path, message in [(out, "choose another --out"), (out / "s.json", "cannot write there")]:
+        assert search.main(["--out", str(path)]) == 2
+        error = capsys.readouterr().err
+        assert message in error and str(path) in error and len(error.splitlines()) == 1
+    assert out.read_text() == text
 
 
 def test_device_check_accepts_the_cpu():

@@ -76,6 +76,19 @@ def test_the_installed_version_is_the_package_version():
     assert importlib.metadata.version("pyguide") == pyguide.__version__
 
 
+@pytest.mark.parametrize("checkout", [True, False])
+def test_a_python_without_torch_is_told_what_to_do(checkout, tmp_path):
+    root = ROOT
+    if not checkout:
+        root = tmp_path
+        ignored = shutil.ignore_patterns("*.so", "__pycache__")
+        shutil.copytree(ROOT / "pyguide", root / "pyguide", ignore=ignored)
+    done = run(sys.executable, "-S", "-c", "import pyguide", cwd=root)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: torch does not load (No module named 'torch')")
+    assert (IN_PLACE if checkout else "pip install torch") in last
+
+
 def test_every_requirement_of_the_extras_is_pinned():
     pinned = {
         line.split("==")[0].lower().replace("_", "-")

@@ -72,7 +72,8 @@ class LinearCKA(Distance):
         *,
         pairs: Sequence[tuple[int, int]] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        if not (self.debiased or self._warned) and xs and xs[0].shape[:1] < (_FEW_SAMPLES,):
+        cka, degenerate = cka_pairs_and_flags(xs, ys, pairs=pairs, debiased=self.debiased)
+        if not (self.debiased or self._warned) and xs and xs[0].size(0) < _FEW_SAMPLES:
             self._warned = True
             warnings.warn(
                 f"biased CKA of {xs[0].shape[0]} samples is close to 1 whatever the layers "
@@ -80,5 +81,4 @@ class LinearCKA(Distance):
                 "batches or the debiased estimator",
                 stacklevel=3,
             )
-        cka, degenerate = cka_pairs_and_flags(xs, ys, pairs=pairs, debiased=self.debiased)
         return 1 - cka, degenerate

@@ -42,7 +42,7 @@ class Config:
     arms: tuple[str, ...] = ARMS
     seeds: tuple[int, ...] = (1, 2)
     lr: Mapping[str, float] = field(
-        default_factory=lambda: {"none": 3e-3, "trained": 1e-2, "untrained": 1e-2}
+        default_factory=lambda: {"none": 1e-2, "trained": 3e-3, "untrained": 3e-3}
     )
     depth: int = 50
     epochs: int = 60
@@ -67,6 +67,9 @@ class Config:
             _check_arm("--lr", arm)
             if not (math.isfinite(lr) and lr > 0):
                 raise UserError(f"--lr: expected a learning rate above 0, got {lr:g}")
+        for arm in self.arms:
+            if arm not in self.lr:
+                raise UserError(f"--lr: arm {arm} has no learning rate")
         for name, least in [("depth", 2), ("epochs", 1), ("threads", 1)]:
             if getattr(self, name) < least:
                 raise UserError(f"--{name}: expected at least {least}, got {getattr(self, name)}")
@@ -81,7 +84,8 @@ class Config:
         """
         options = dict(options)
         if "lr" in options:
-            options["lr"] = _learning_rates(options["lr"], self.lr)
+            arms = options.get("arms", self.arms)
+            options["lr"] = {**self.lr, **_learning_rates(options["lr"], arms)}
         for name in ("arms", "seeds"):
             if name in options:
                 options[name] = tuple(options[name])
@@ -114,9 +118,9 @@ def _check_arm(option: str, arm: str) -> None:
         raise UserError(f"{option}: unknown arm {arm!r}; the arms are {', '.join(ARMS)}")
 
 
-def _learning_rates(values: Sequence[str], shipped: Mapping[str, float]) -> dict[str, float]:
-    """Parse ``["1e-3"]`` or ``["none=1e-3", "trained=3e-3"]``; the rest stays as shipped."""
-    rates = dict(shipped)
+def _learning_rates(values: Sequence[str], arms: Sequence[str]) -> dict[str, float]:
+    """Parse ``["1e-3"]``, for all arms, or ``["none=1e-3", "trained=3e-3"]``."""
+    rates: dict[str, float] = {}
     for value in values:
         arm, equals, number = value.rpartition("=")
         try:
@@ -127,7 +131,14 @@ def _learning_rates(values: Sequence[str], shipped: Mapping[str, float]) -> dict
             ) from None
         if not equals and len(values) > 1:
             raise UserError(f"--lr: with several values each must be ARM=NUMBER, got {value!r}")
-        rates.update({arm: lr} if equals else dict.fromkeys(rates, lr))
+        if not equals:
+            return dict.fromkeys(ARMS, lr)
+        _check_arm("--lr", arm)
+        if arm not in arms:
+            raise UserError(f"--lr: arm {arm} is not run; the arms are {', '.join(arms)}")
+        if arm in rates:
+            raise UserError(f"--lr: arm {arm} is given twice: {' '.join(values)}")
+        rates[arm] = lr
     return rates
 
 

@@ -10,6 +10,9 @@ import argparse
 import json
 import platform
 import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from datetime import datetime
 from importlib.metadata import version
@@ -21,10 +24,10 @@ import torch
 import pyguide
 from pyguide.experiments.config import QUICK, Config, check_device
 from pyguide.experiments.errors import UserError
-from pyguide.experiments.files import atomic_write, read_json, write_json
-from pyguide.experiments.mnist1d import generate
+from pyguide.experiments.files import atomic_write, lock, read_json, write_json, writing
+from pyguide.experiments.mnist1d import Data, generate
 from pyguide.experiments.report import plot_curves, summarize, table
-from pyguide.experiments.runner import Progress, Task, available_cores, run_tasks
+from pyguide.experiments.runner import Progress, Task, run_tasks, worker_count
 from pyguide.experiments.training import GuideJob, TargetJob
 
 __all__ = ["RunFolder", "epoch_cost", "main", "run", "versions"]
@@ -36,33 +39,34 @@ def main(args: argparse.Namespace) -> int:
     Raises
     ------
     UserError
-        For a user's mistake, before any work is done.
+        For a user's mistake, before any work is done; or when the folder cannot be written.
     """
     options = {field.name for field in fields(Config)} | {"out", "resume", "workers"}
     given = {name: value for name, value in vars(args).items() if name in options}
     workers = given.pop("workers", None)
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers: expected at least 1, got {workers}")
     resume = given.pop("resume", None)
     if resume is not None:
         if given:
             names = ", ".join(f"--{name}" for name in given)
             raise UserError(f"--resume takes its configuration from the folder: drop {names}")
-        folder, config = RunFolder.open(Path(resume))
-        check_device(config.device)
+        path = Path(resume)
+        config = RunFolder.read_config(path)
     else:
-        out = Path(given.pop("out", f"runs/deep-fcn-{datetime.now():%Y%m%d-%H%M%S}"))
+        path = Path(given.pop("out", f"runs/deep-fcn-{datetime.now():%Y%m%d-%H%M%S}"))
         config = (QUICK if given.pop("quick", False) else Config()).changed(given)
-        check_device(config.device)
-        folder = RunFolder.create(out, config)
+    workers = worker_count(workers, config.threads)
+    check_device(config.device)
+    folder = RunFolder.create(path, config) if resume is None else RunFolder.open(path)
     try:
-        failed = run(folder, config, workers or max(1, available_cores() // config.threads))
+        failed = run(folder, config, workers)
     except KeyboardInterrupt:
         print(
             f"interrupted; to continue: pyguide train deep-fcn --resume {folder.path}",
             file=sys.stderr,
         )
         return 130
+    finally:
+        folder.close()
     encoding = sys.stdout.encoding or "utf-8"  # One without "±" must not end in a traceback.
     text = folder.table.read_text(encoding="utf-8")
     print(text.encode(encoding, "replace").decode(encoding))
@@ -77,7 +81,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 class RunFolder:
-    """The files of one run, of which this process is the only writer.
+    """The files of one run, of which this process is the only writer: it holds ``.lock``.
 
     ``metrics.jsonl`` has a line an epoch of every job, flushed; ``results.json`` has the
     finished jobs and is rewritten after each; the table and the curves come at the end.
@@ -89,42 +93,52 @@ class RunFolder:
         self.table = path / "table.md"
         self.results: dict[str, Any] = {}
         self._metrics: TextIO | None = None
+        self._lock: TextIO | None = None
 
     @classmethod
     def create(cls, path: Path, config: Config) -> RunFolder:
-        """Make a new folder; UserError if it exists and is not empty."""
-        try:
+        """Make and lock a new folder; UserError if it exists and is not empty."""
+        folder = cls(path)
+        folder.results = {"experiment": "deep-fcn", "guides": [], "runs": [], "failed": {}}
+        with writing(path):
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise UserError(
                     f"--out {path} exists: choose another, or continue it with --resume {path}"
                 )
             path.mkdir(parents=True, exist_ok=True)
+            folder._lock = lock(path / ".lock")
             write_json(
                 path / "config.json",
                 {"experiment": "deep-fcn", "config": config.to_json(), "versions": versions()},
             )
-        except OSError as error:
-            raise UserError(f"--out {path}: cannot write there: {error.strerror}") from error
-        folder = cls(path)
-        folder.results = {"experiment": "deep-fcn", "guides": [], "runs": [], "failed": {}}
         return folder
 
     @classmethod
-    def open(cls, path: Path) -> tuple[RunFolder, Config]:
-        """Read a folder to continue it; UserError if it is none."""
+    def read_config(cls, path: Path) -> Config:
+        """The configuration of a folder; UserError if it is none of this experiment."""
+        with _reading(path):
+            return Config.from_json(_read(path / "config.json", "config")["config"])
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Lock and read a folder to continue it; UserError if it is none or is in use."""
+        cls.read_config(path)  # Nothing is written into a folder that is none.
         folder = cls(path)
+        with writing(path):
+            folder._lock = lock(path / ".lock")
+        results = path / "results.json"
+        guides, runs = [], []
         try:
-            config = Config.from_json(read_json(path / "config.json")["config"])
-            results = path / "results.json"
-            folder.results = (
-                read_json(results)
-                if results.exists()
-                else {"experiment": "deep-fcn", "guides": [], "runs": []}
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"--resume {path}: not a run folder of deep-fcn: {error}") from error
-        folder.results["failed"] = {}
-        return folder, config
+            with _reading(path):
+                if results.exists():
+                    value = _read(results, "guides", "runs")
+                    guides = _records(value["guides"], "key", "seed", "test_accuracy")
+                    runs = _records(value["runs"], "key", "arm", "seed", "test_accuracy")
+        except UserError:
+            folder.close()
+            raise
+        folder.results = {"experiment": "deep-fcn", "guides": guides, "runs": runs, "failed": {}}
+        return folder
 
     def finished(self) -> set[str]:
         """Keys of the finished jobs; a guide counts only while its weights are there."""
@@ -136,61 +150,106 @@ class RunFolder:
         return self.path / f"guide-seed{seed}.pt"
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The records of ``metrics.jsonl``; a line cut short by a kill is dropped."""
-        path = self.path / "metrics.jsonl"
+        """The finished jobs' records of ``metrics.jsonl``; a damaged line is dropped.
+
+        A kill can cut a line short.
+        """
+        path, finished = self.path / "metrics.jsonl", self.finished()
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         records = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        for line in text.splitlines():
             try:
                 records.append(json.loads(line))
             except ValueError:
                 continue
-        return records
+        return [record for record in _records(records, "key") if record["key"] in finished]
 
     def begin(self) -> None:
-        """Open ``metrics.jsonl`` with the records of the finished jobs only."""
-        finished = self.finished()
-        path = self.path / "metrics.jsonl"
-        kept = [record for record in self.metrics() if record["key"] in finished]
-        with atomic_write(path) as temporary:
-            temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
-        self._metrics = path.open("a", encoding="utf-8")
+        """Make the data, and open ``metrics.jsonl`` with the records of the finished jobs."""
+        with writing(self.path):
+            if not self.data.exists():
+                generate().save(self.data)
+            path = self.path / "metrics.jsonl"
+            text = "".join(json.dumps(record) + "\n" for record in self.metrics())
+            with atomic_write(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            self._metrics = path.open("a", encoding="utf-8")
+        try:
+            complete = Data.load(self.data).x_test is not None
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
+            complete = False
+        if not complete:
+            raise UserError(f"{self.data} is damaged: delete it, and it is generated again")
 
     def add_metrics(self, record: dict[str, Any]) -> None:
         """Append a record."""
         assert self._metrics is not None
-        self._metrics.write(json.dumps(record, allow_nan=False) + "\n")
-        self._metrics.flush()
+        with writing(self.path):
+            self._metrics.write(json.dumps(record, allow_nan=False) + "\n")
+            self._metrics.flush()
 
     def add_result(self, kind: str, record: dict[str, Any]) -> None:
         """Store the result of a finished job; ``kind`` is ``"guides"`` or ``"runs"``."""
         others = [r for r in self.results[kind] if r["key"] != record["key"]]
         self.results[kind] = [*others, record]
-        write_json(self.path / "results.json", self.results)
+        with writing(self.path):
+            write_json(self.path / "results.json", self.results)
 
     def finish(self, config: Config, failed: dict[str, str]) -> None:
         """Write the results with their summary, the table and the curves."""
-        assert self._metrics is not None
-        self._metrics.close()
+        for kind in ("guides", "runs"):
+            self.results[kind].sort(key=lambda record: record["key"])
         self.results["failed"] = failed
         self.results["summary"] = summarize(self.results["runs"], config.arms)
-        write_json(self.path / "results.json", self.results)
-        with atomic_write(self.table) as temporary:
-            temporary.write_text(table(config, self.results), encoding="utf-8")
-        finished = self.finished()
-        metrics = [record for record in self.metrics() if record["key"] in finished]
-        with atomic_write(self.path / "curves.png") as temporary:
-            plot_curves(config, metrics, temporary)
+        with writing(self.path):
+            write_json(self.path / "results.json", self.results)
+            with atomic_write(self.table) as temporary:
+                temporary.write_text(table(config, self.results), encoding="utf-8")
+            with atomic_write(self.path / "curves.png") as temporary:
+                plot_curves(config, self.metrics(), temporary)
 
     def close(self) -> None:
-        """Close what is open."""
-        if self._metrics is not None:
-            self._metrics.close()
+        """Close what is open, and give up the lock."""
+        for file in (self._metrics, self._lock):
+            if file is not None:
+                with suppress(OSError):  # A full disk has been reported by add_metrics.
+                    file.close()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn an error about the contents of a run folder into a UserError."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
+        raise UserError(f"--resume {path}: not a run folder of deep-fcn: {error}") from error
+
+
+def _read(path: Path, *keys: str) -> dict[str, Any]:
+    """Read a JSON object of this experiment that has the keys, or raise ValueError."""
+    value = read_json(path)
+    if not isinstance(value, dict) or value.get("experiment") != "deep-fcn":
+        raise ValueError(f"{path.name} is of something else")
+    for key in keys:
+        if key not in value:
+            raise ValueError(f"{path.name} lacks {key!r}")
+    return value
+
+
+def _records(values: list[Any], *names: str) -> list[dict[str, Any]]:
+    """The values that are a job's record with these fields."""
+    return [
+        value
+        for value in values
+        if isinstance(value, dict)
+        and all(name in value for name in names)
+        and isinstance(value["key"], str)
+    ]
 
 
 def run(folder: RunFolder, config: Config, workers: int) -> dict[str, str]:
     """Run the jobs that the folder lacks; return the reasons of the failed ones by key."""
-    if not folder.data.exists():
-        generate().save(folder.data)
+    folder.begin()
     tasks = _tasks(folder, config)
     if config.quick:
         print("--quick: a smoke run; its numbers say nothing about guidance", file=sys.stderr)
@@ -213,7 +272,6 @@ def run(folder: RunFolder, config: Config, workers: int) -> dict[str, str]:
         )
 
     try:
-        folder.begin()
         failed = run_tasks(
             tasks,
             folder.data,
@@ -226,7 +284,6 @@ def run(folder: RunFolder, config: Config, workers: int) -> dict[str, str]:
         folder.finish(config, failed)
     finally:
         progress.close()
-        folder.close()
     return failed
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-__all__ = ["atomic_write", "read_json", "write_json"]
+from pyguide.experiments.errors import UserError
+
+__all__ = ["atomic_write", "lock", "read_json", "write_json", "writing"]
 
 
 @contextmanager
@@ -28,6 +31,35 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError in the block into a UserError that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot write there: {error.strerror or error}") from error
+
+
+def lock(path: Path) -> TextIO:
+    """Open ``path`` and hold its lock until it is closed or this process ends.
+
+    Raises
+    ------
+    UserError
+        While another has it.
+    """
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(f"another process is writing to {path.parent}: let it end first") from error
+    except OSError:
+        file.close()
+        raise
+    return file
 
 
 def write_json(path: Path, value: Any) -> None:

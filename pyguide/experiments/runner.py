@@ -18,9 +18,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from pyguide.experiments.errors import UserError
 from pyguide.experiments.mnist1d import Data
 
-__all__ = ["Job", "Progress", "Task", "available_cores", "run_tasks"]
+__all__ = ["Job", "Progress", "Task", "run_tasks", "worker_count"]
 
 
 class Job(Protocol):
@@ -48,8 +49,22 @@ class Task:
     cost: float = 1.0  # of one epoch, relative to the other tasks; for the time left
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
+def worker_count(workers: int | None, threads: int) -> int:
+    """``workers``, by default as many as have a core for each of their threads.
+
+    Raises
+    ------
+    UserError
+        If ``workers`` is below 1.
+    """
+    if workers is None:
+        return max(1, _available_cores() // threads)
+    if workers < 1:
+        raise UserError(f"--workers: expected at least 1, got {workers}")
+    return workers
+
+
+def _available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

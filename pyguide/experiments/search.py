@@ -19,12 +19,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pyguide.experiments.config import ARMS, Config
+from pyguide.experiments.config import ARMS, Config, check_extra
 from pyguide.experiments.deep_fcn import epoch_cost, versions
 from pyguide.experiments.errors import UserError
-from pyguide.experiments.files import read_json, write_json
+from pyguide.experiments.files import read_json, write_json, writing
 from pyguide.experiments.mnist1d import generate
-from pyguide.experiments.runner import Progress, Task, available_cores, run_tasks
+from pyguide.experiments.runner import Progress, Task, run_tasks, worker_count
 from pyguide.experiments.training import GuideJob, TargetJob
 
 __all__ = ["DEPTHS", "LEARNING_RATES", "main", "search", "select"]
@@ -37,17 +37,19 @@ _SHIPPED = Config()
 
 
 def search(
-    out: Path, *, epochs: int, depths: tuple[int, ...], workers: int, threads: int
+    out: Path, *, epochs: int, depths: tuple[int, ...], workers: int | None, threads: int
 ) -> dict[str, str]:
     """Run the jobs that ``out`` lacks, rewriting it after each; return the failures by job.
 
     Raises
     ------
     UserError
-        If a number is out of range, or ``out`` holds a search of another configuration.
+        If a number is out of range, ``out`` holds anything but a search of this configuration,
+        or it cannot be written.
     """
     for depth in depths:
         Config(depth=depth, epochs=epochs, threads=threads)  # Checks their ranges.
+    workers = worker_count(workers, threads)
     config = {
         "depths": list(depths),
         "learning_rates": list(LEARNING_RATES),
@@ -60,10 +62,10 @@ def search(
     }
     results: dict[str, Any] = {"config": config, "versions": versions(), "runs": [], "best": {}}
     if out.exists():
-        results = read_json(out)
-        if results["config"] != config:
-            raise UserError(f"{out} holds another configuration's search; choose another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
+        results = _read(out, config)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, results)
     with tempfile.TemporaryDirectory() as folder:
         data, weights = Path(folder) / "data.npz", Path(folder) / "guide.pt"
         generate(with_test=False).save(data)
@@ -78,7 +80,8 @@ def search(
                 results["best"] = select(results["runs"])
             else:
                 results["guide"] = result
-            write_json(out, results)
+            with writing(out):
+                write_json(out, results)
             progress.message(
                 f"{job.name}: validation loss {result['val_loss']:.3f}, accuracy "
                 f"{100 * result['val_accuracy']:.1f} % at epoch {result['best_epoch']}"
@@ -96,8 +99,24 @@ def search(
             )
         finally:
             progress.close()
-    write_json(out, results | {"failed": failed})
+    with writing(out):
+        write_json(out, results | {"failed": failed})
     return failed
+
+
+def _read(out: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The results of an interrupted search."""
+    try:
+        results: dict[str, Any] = read_json(out)
+        another = results["config"] != config
+        if not all("key" in run for run in results["runs"]):
+            raise ValueError("a run has no key")
+        results["best"] = select(results["runs"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{out} holds no search ({error}); choose another --out") from error
+    if another:
+        raise UserError(f"{out} holds another configuration's search; choose another --out")
+    return results
 
 
 def _tasks(config: dict[str, Any], weights: Path, done: set[str]) -> list[Task]:
@@ -150,11 +169,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, help="processes (default: cores / threads)")
     args = parser.parse_args(argv)
     try:
+        check_extra()
         failed = search(
             args.out,
             epochs=args.epochs,
             depths=tuple(args.depths),
-            workers=args.workers or max(1, available_cores() // args.threads),
+            workers=args.workers,
             threads=args.threads,
         )
     except UserError as error:

@@ -34,14 +34,14 @@ class Recorder:
         self._time_first = {path for path, layer in layers.items() if _is_time_first(layer)}
         # Path -> the tensor if there was one, its version then, the type of the output.
         self._records: dict[str, tuple[Tensor | None, int | None, str]] = {}
-        self._repeated: dict[str, bool] = {}
+        self._repeated: set[str] = set()
         self._handles = {
             path: module.register_forward_hook(_Hook(self, path)) for path, module in layers.items()
         }
 
     def record(self, path: str, output: Any) -> None:
         if path in self._records:
-            self._repeated[path] = True
+            self._repeated.add(path)
             return
         tensor, version = first_tensor(output), None
         if tensor is not None:
@@ -55,6 +55,8 @@ class Recorder:
 
     def recorded(self) -> list[str]:
         """Paths of the usable records in execution order: one call, one tensor."""
+        if self._handles and not self._records:
+            raise self._nothing_captured("any layer")
         return [
             path
             for path, (tensor, _, _) in self._records.items()
@@ -65,13 +67,16 @@ class Recorder:
         """The recorded tensors of `paths`, batch axis first."""
         missing = [path for path in paths if path not in self._records]
         if missing:
-            raise RuntimeError(
-                f"nothing was captured from {', '.join(map(repr, missing))} of the "
-                f"{self.owner}: the layer was not called in the forward pass, or the model "
-                "is compiled and was called before Guidance was made (torch.compile ignores "
-                "hooks added after the first call: make Guidance first)"
-            )
+            raise self._nothing_captured(", ".join(map(repr, missing)))
         return [self._take(path) for path in paths]
+
+    def _nothing_captured(self, layers: str) -> RuntimeError:
+        return RuntimeError(
+            f"nothing was captured from {layers} of the {self.owner}: it was not called in the "
+            "forward pass, or the model is compiled and it, or a model of the same class, was "
+            "called earlier in this process: call torch.compiler.reset() after making Guidance "
+            "or loading its state"
+        )
 
     def _take(self, path: str) -> Tensor:
         layer = f"layer {path!r} of the {self.owner}"
@@ -100,7 +105,7 @@ class Recorder:
         """Forget the records, and with them the references to activations."""
         self.recording = False
         self._records = {}
-        self._repeated = {}
+        self._repeated = set()
 
     def keep(self, paths: Iterable[str]) -> None:
         """Remove the hooks of every other layer."""

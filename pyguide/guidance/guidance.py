@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,13 @@ from torch import Tensor, nn
 from pyguide.distances import Distance, get_distance
 from pyguide.guidance.capture import Recorder
 from pyguide.guidance.degeneracy import DegeneracyWarner
-from pyguide.guidance.layers import call_model, find_layer, list_layers, named_layers
+from pyguide.guidance.layers import (
+    call_model,
+    find_layer,
+    first_paths,
+    list_layers,
+    named_layers,
+)
 from pyguide.guidance.pairing import even_pairs, hidden_layers, is_candidate
 
 __all__ = ["Guidance"]
@@ -23,16 +31,18 @@ class Guidance:
     With the default distance, 1 - linear CKA, this is the guidance of Subramaniam et al.
     2025 (arXiv 2410.20035). The guide is frozen: it runs in eval mode under no_grad on the
     target's minibatch, and its parameters and buffers never change. It may be trained or
-    randomly initialised.
+    randomly initialised. Making Guidance puts it in eval mode, sets its parameters'
+    requires_grad to False and drops their gradients; so it stays after release.
 
     Parameters
     ----------
     target : nn.Module
         The network in training. Its state_dict is not touched. If it is compiled, make
-        Guidance before its first call.
+        Guidance before its first call; if it or a model of the same class was called
+        compiled earlier in this process, call torch.compiler.reset() after making Guidance.
     guide : nn.Module
         The network to resemble, on the same device. It must not share parameters with
-        the target or be a part of it.
+        the target or be a part of it. If DDP wraps a parent of both, make Guidance first.
     pairs : "even" or sequence of (str, str)
         Pairs (target path, guide path) of dotted module paths as :func:`pyguide.list_layers`
         prints them; pairs on the same layer add up. "even" spreads min(t, g) pairs over the
@@ -42,9 +52,10 @@ class Guidance:
     distance : str or Distance
         "cka", "debiased_cka" or an object from :mod:`pyguide.distances`.
     weight : float
-        Factor of the sum.
+        Factor of the sum, finite.
     release_at : int, optional
-        Number of optimizer steps after which the target trains alone. 0: never guided.
+        Number of optimizer steps after which the target trains alone. 0: never guided, and
+        the guide is left as it is.
     example : Tensor, tuple or dict, optional
         An input for both networks with which "even" is resolved now. Without it, the first
         :meth:`loss` does so; until then every candidate layer is captured.
@@ -52,8 +63,9 @@ class Guidance:
     Raises
     ------
     ValueError
-        For an unknown layer (with the nearest matches) or distance, no pairs, a negative
-        `release_at`, or a guide that shares parameters with the target.
+        For an unknown layer (with the nearest matches) or distance, no pairs, a weight that
+        is not finite, a `release_at` that is not a number of steps, or a guide that shares
+        parameters with the target.
 
     Notes
     -----
@@ -96,8 +108,10 @@ class Guidance:
         *,
         example: Any = None,
     ) -> None:
-        if release_at is not None and release_at < 0:
-            raise ValueError(f"release_at must be a number of steps >= 0, got {release_at}")
+        if release_at is not None and not (isinstance(release_at, Integral) and release_at >= 0):
+            raise ValueError(f"release_at must be a whole number of steps >= 0, got {release_at!r}")
+        if not math.isfinite(weight):
+            raise ValueError(f"weight must be finite, got {weight}")
         _check_separate(target, guide)
         self.target = target
         self.guide = guide
@@ -120,14 +134,14 @@ class Guidance:
         self._last_loss: Tensor | None = None
         self._degeneracy = DegeneracyWarner()
         self._window = _Window(self)
-        self._window_closed = False
+        self._captured = False
         self._closed = False
         self._recorders: tuple[Recorder, Recorder] | None = None
         self._even = isinstance(pairs, str)
+        if not isinstance(pairs, Iterable) or (isinstance(pairs, str) and pairs != "even"):
+            raise ValueError(f'pairs must be "even" or a list of pairs of paths, got {pairs!r}')
         if not isinstance(pairs, str):
             self._set_pairs(pairs)
-        elif pairs != "even":
-            raise ValueError(f'pairs must be "even" or a list of pairs of paths, got {pairs!r}')
         elif example is not None:
             self._set_pairs(
                 self._even_pairs(*(_once_called(model, example) for model in (target, guide)))
@@ -141,8 +155,9 @@ class Guidance:
         """Context manager around the one forward pass of the target in a training step.
 
         Layers are recorded only while it is open: close it before :meth:`loss` and before
-        backward, where activation checkpointing calls layers again. After release it does
-        nothing.
+        backward, where activation checkpointing calls layers again. A window without
+        :meth:`loss` keeps its activations, and so their graph, until the next one. After
+        release it does nothing.
         """
         return self._window
 
@@ -182,12 +197,12 @@ class Guidance:
         target, guide = self._recorders
         if target.recording:
             raise RuntimeError("loss() belongs after the `with guidance.capture():` block")
-        if not self._window_closed:
+        if not self._captured:
             raise RuntimeError(
                 "loss() needs a capture: run the target inside `with guidance.capture():` first, "
                 "once for each call of loss()"
             )
-        self._window_closed = False
+        self._captured = False
         try:
             self._run_guide(x if guide_inputs is None else guide_inputs, guide)
             if self.pairs is None:
@@ -226,6 +241,13 @@ class Guidance:
         self._closed = True
         self._detach()
 
+    def __reduce__(self) -> NoReturn:
+        # The hooks of a copied model are inert, so a copy could never capture.
+        raise TypeError(
+            "Guidance cannot be copied or pickled: make one for the copied networks, and give "
+            "it state_dict() of this one with load_state_dict()"
+        )
+
     def log_dict(self) -> dict[str, Tensor]:
         """The last loss and its distances by name: detached scalars on their device.
 
@@ -247,6 +269,8 @@ class Guidance:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken; attaches or removes hooks as it says.
 
+        A compiled target that was called since release needs torch.compiler.reset() after.
+
         Raises
         ------
         ValueError
@@ -254,7 +278,7 @@ class Guidance:
         """
         if self._closed:
             raise RuntimeError("this Guidance is closed")
-        pairs = state["pairs"]
+        steps, released, pairs = int(state["step"]), bool(state["released"]), state["pairs"]
         if pairs is not None:
             pairs = [(target, guide) for target, guide in pairs]
             if not self._even and pairs != self.pairs:
@@ -262,20 +286,20 @@ class Guidance:
                     f"the state has the pairs {pairs}, this Guidance was given {self.pairs}"
                 )
             if pairs != self.pairs:
-                self._detach()
                 self._set_pairs(pairs)
-        self.steps = int(state["step"])
-        over = self.release_at is not None and self.steps >= self.release_at
-        self.released = bool(state["released"]) or over
+                self._detach()
+        self.steps = steps
+        self.released = released or (self.release_at is not None and steps >= self.release_at)
         if self.released:
             self._detach()
         elif self._recorders is None:
             self._attach()
 
     def _attach(self) -> None:
+        self._freeze_guide()
         if self.pairs is None:
             target, guide = (
-                {path: layer for path, layer in layers.items() if is_candidate(layer)}
+                {path: layer for path, layer in first_paths(layers).items() if is_candidate(layer)}
                 for layers in (self._target_layers, self._guide_layers)
             )
         else:
@@ -287,18 +311,20 @@ class Guidance:
         for recorder in self._recorders or ():
             recorder.remove()
         self._recorders = None
-        self._window_closed = False
+        self._captured = False
         self.last = self._last_loss = None
 
     def _set_pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
         found = []
         for pair in pairs:
-            if isinstance(pair, str) or len(pair) != 2:
-                raise ValueError(f"a pair is (target path, guide path), got {pair!r}")
+            paths = pair if isinstance(pair, (tuple, list)) else ()
+            if len(paths) != 2 or not all(isinstance(path, str) for path in paths):
+                raise ValueError(f"a pair is two strings (target path, guide path), got {pair!r}")
+            target, guide = paths
             found.append(
                 (
-                    find_layer(self._target_layers, pair[0], "target"),
-                    find_layer(self._guide_layers, pair[1], "guide"),
+                    find_layer(self._target_layers, target, "target"),
+                    find_layer(self._guide_layers, guide, "guide"),
                 )
             )
         if not found:
@@ -319,20 +345,22 @@ class Guidance:
         for owner, paths in hidden.items():
             if not paths:
                 raise RuntimeError(
-                    f'"even" found no layer to pair in the {owner}: it needs a Linear, '
-                    "convolution, recurrent, attention or adaptive pooling layer that is called "
-                    "once and is not the last; give the pairs as a list, and if the model is "
-                    "compiled make Guidance before its first call"
+                    f'"even" found no layer to pair in the {owner}, besides the last one: '
+                    "give the pairs as a list"
                 )
         return even_pairs(hidden["target"], hidden["guide"])
 
-    def _run_guide(self, inputs: Any, recorder: Recorder) -> None:
-        # A parent's train() or requires_grad_() may have reached the guide since.
+    def _freeze_guide(self) -> None:
         if any(module.training for module in self._guide_modules):
             self.guide.eval()
         for parameter in self._guide_parameters:
-            if parameter.requires_grad:
-                parameter.requires_grad_(False)
+            parameter.requires_grad = False
+            # An optimizer over a parent of both networks would apply it.
+            parameter.grad = None
+
+    def _run_guide(self, inputs: Any, recorder: Recorder) -> None:
+        # A parent's train() or requires_grad_() may have reached the guide since.
+        self._freeze_guide()
         recorder.recording = True
         try:
             with torch.no_grad():
@@ -345,11 +373,20 @@ class Guidance:
             return
         without = [p for p, x in zip(self._target_paths, xs, strict=True) if not x.requires_grad]
         if without and any(p.requires_grad for p in self.target.parameters()):
+            layers = [self._target_layers[path] for path in without]
+            if any(p.requires_grad for layer in layers for p in layer.parameters()):
+                cause = (
+                    "the forward pass ran under no_grad, or in a checkpoint with "
+                    "use_reentrant=True: set it to False"
+                )
+            else:
+                cause = (
+                    "the layers up to it are frozen, or ran under no_grad: give the pairs as a "
+                    "list, without it"
+                )
             raise RuntimeError(
                 f"the captured output of {', '.join(map(repr, without))} of the target has no "
-                "gradient, so guidance could not train it: the forward pass ran under no_grad or "
-                "in a checkpoint with use_reentrant=True (set it to False), or no parameter up "
-                "to this layer is trainable; call loss() under no_grad for the value alone"
+                f"gradient, so guidance could not train it; {cause}"
             )
 
     def _check_samples(self, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
@@ -381,7 +418,7 @@ class _Window:
         if recorder.recording:
             raise RuntimeError("guidance.capture() is already open")
         recorder.clear()
-        guidance._window_closed = False
+        guidance._captured = False
         recorder.recording = True
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -390,7 +427,7 @@ class _Window:
             return
         recorder = guidance._recorders[0]
         recorder.recording = False
-        guidance._window_closed = kind is None
+        guidance._captured = kind is None
         if kind is not None:
             recorder.clear()
 

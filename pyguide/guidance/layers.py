@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["LayerInfo", "call_model", "find_layer", "first_tensor", "list_layers", "named_layers"]
+__all__ = [
+    "LayerInfo",
+    "call_model",
+    "find_layer",
+    "first_paths",
+    "first_tensor",
+    "list_layers",
+    "named_layers",
+]
 
 # What torch.compile, FSDP and checkpoint_wrapper put between a layer and its parent.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -62,6 +70,14 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
         if path:
             layers.setdefault(path, module)
     return layers
+
+
+def first_paths(layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The layers, each only by the first of the paths that it is registered under."""
+    first: dict[nn.Module, str] = {}
+    for path, module in layers.items():
+        first.setdefault(module, path)
+    return {path: module for module, path in first.items()}
 
 
 def _without_wrappers(path: str) -> str:
@@ -146,12 +162,9 @@ def list_layers(model: nn.Module, example: Any) -> list[LayerInfo]:
 
         return hook
 
-    listened: dict[nn.Module, str] = {}
-    for path, module in named_layers(model).items():
-        listened.setdefault(module, path)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_undisturbed(model, example))
-        for module, path in listened.items():
+        for path, module in first_paths(named_layers(model)).items():
             stack.callback(module.register_forward_hook(listener(path)).remove)
         call_model(model, example)
     return found

@@ -1,0 +1,63 @@
+"""The README's Python code runs as it stands, with stand-ins for what a reader brings."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+import pyguide
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def python_blocks() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def value(call: ast.expr, names: dict[str, object]) -> Tensor:
+    return eval(compile(ast.Expression(call), "README", "eval"), names)
+
+
+def reference_loss(reduction: str):
+    assert reduction == "mean"
+    return lambda xs, ys: (1 - pyguide.reference.cka_pairs(xs, ys)).mean()
+
+
+def test_the_training_loop_trains_a_guided_network():
+    (block,) = (block for block in python_blocks() if "guidance.capture()" in block)
+    target = nn.Sequential(nn.Linear(40, 32), nn.ReLU(), nn.Linear(32, 32), nn.Linear(32, 10))
+    guide = nn.Sequential(nn.Linear(40, 16), nn.Tanh(), nn.Linear(16, 10))
+    before = [parameter.clone() for parameter in target.parameters()]
+    names = {
+        "MyDeepNetwork": lambda: target,
+        "MyConvNet": lambda: guide,
+        "optimizer": torch.optim.SGD(target.parameters(), lr=0.1),
+        "loader": [(torch.randn(32, 40), torch.randint(10, (32,))) for _ in range(2)],
+    }
+    exec(compile(block, "README", "exec"), names)
+    pairs = zip(before, target.parameters(), strict=True)
+    assert not any(torch.equal(old, new) for old, new in pairs)
+    assert names["guidance"].log_dict()
+    assert names["guidance"].state_dict()["step"] == 2
+
+
+def test_the_measurements_are_the_references():
+    (block,) = (block for block in python_blocks() if "pyguide.cka_matrix" in block)
+    names = {
+        "pyguide": pyguide,
+        "x": torch.randn(32, 3, 8),
+        "y": torch.randn(32, 50),
+        "xs": [torch.randn(32, width) for width in (8, 20, 5)],
+        "ys": [torch.randn(32, width) for width in (9, 40, 6)],
+    }
+    calls = [statement.value for statement in ast.parse(block).body]
+    assert len(calls) == 6
+    reference = SimpleNamespace(**vars(pyguide.reference), CKALoss=reference_loss)
+    for call in calls:
+        expected = value(call, {**names, "pyguide": reference})
+        torch.testing.assert_close(value(call, names), expected)
