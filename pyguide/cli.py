@@ -18,8 +18,8 @@ __all__ = ["main"]
 
 EXAMPLES = """examples:
   pyguide info                            what is installed and which backends work
-  pyguide train deep-fcn                  the deep-FCN experiment, about ten minutes
-  pyguide train deep-fcn --quick          the same in about a minute
+  pyguide train deep-fcn                  the deep-FCN experiment, about six minutes
+  pyguide train deep-fcn --quick          the same in half a minute
   pyguide train deep-fcn --help           every option of an experiment
 """
 

@@ -25,8 +25,8 @@ data and the trained guides.
 
 _EXAMPLES = """\
 examples:
-  pyguide train deep-fcn                              about ten minutes on two cores
-  pyguide train deep-fcn --quick                      a smoke run of about a minute
+  pyguide train deep-fcn                              about six minutes on two cores
+  pyguide train deep-fcn --quick                      a smoke run of half a minute
   pyguide train deep-fcn --seeds 1 2 3 4 5 --out runs/five-seeds
   pyguide train deep-fcn --depth 20 --arms none trained --lr none=1e-3 trained=3e-3
   pyguide train deep-fcn --resume runs/five-seeds     continue an interrupted run
