@@ -17,8 +17,9 @@ namespace {
 
 constexpr int64_t kBlock = 256;  // results of a block: 256 x 256, summed in double
 constexpr int64_t kPanel = 512;  // features summed in T before they are added to the double sums
-// Packing one element costs about as much as this many multiply-adds: balances the threads.
-constexpr double kPackCost = 16;
+// Packing one element costs about as much as this many multiply-adds (0.73 ns against 19 a ns, AVX2
+// on Zen 1): balances the threads.
+constexpr double kPackCost = 14;
 
 struct Block {
   int64_t layer;

@@ -45,15 +45,17 @@ def _feature_space_is_less(layers: list[Tensor], pairs: list[tuple[int, int]]) -
     """Compare multiply-adds; a float64 one counts twice, and feature space is all float64."""
     n = layers[0].size(0)
     features = [x.numel() // n for x in layers]
+    wanted = [x.requires_grad for x in layers]
+    # The feature route's backward pass makes its products again.
+    times = 2 if any(wanted) else 1
     sample = feature = 0
-    for x, d in zip(layers, features, strict=True):
-        passes = 2 if x.requires_grad else 1
-        sample += (1 if x.dtype != torch.float64 else 2) * n * n * d * (2 * passes - 1) // 2
-        feature += 2 * n * d * d * (2 * passes - 1)
+    for x, d, needs_grad in zip(layers, features, wanted, strict=True):
+        gram, gradient = n * n * d // 2, n * n * d * needs_grad
+        sample += (gram + gradient) * (2 if x.dtype == torch.float64 else 1)
+        feature += 2 * n * d * d * (times + needs_grad)
     for i, j in set(pairs):
         if i != j:
-            passes = 1 + int(layers[i].requires_grad) + int(layers[j].requires_grad)
-            feature += 2 * n * features[i] * features[j] * passes
+            feature += 2 * n * features[i] * features[j] * (times + wanted[i] + wanted[j])
     # Under torch.compile a comparison of symbolic sizes becomes a bool by being branched on.
     if sample > _SMALL and feature < sample:  # noqa: SIM103
         return True

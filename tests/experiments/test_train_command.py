@@ -1,0 +1,167 @@
+"""``pyguide train deep-fcn``: mistakes, failures, help, interruption."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pyguide.cli import main
+from pyguide.experiments import config as config_module
+from pyguide.experiments import deep_fcn, search
+from pyguide.experiments.config import ARMS
+from pyguide.experiments.files import read_json, write_json
+
+TRAIN = ["train", "deep-fcn"]
+TINY = ["--arms", "none", "--depth", "3", "--epochs", "2", "--workers", "1"]
+
+
+def test_a_diverged_arm_fails_the_command_and_keeps_the_rest(
+    tiny_data, jobs_in_threads, tmp_path, capfd
+):
+    options = [*TINY, "--seeds", "1", "--arms", "none", "untrained"]
+    rates = ["--lr", "none=1e-3", "untrained=1e30"]
+    assert main([*TRAIN, *options, *rates, "--out", str(tmp_path / "run")]) == 1
+    error = capfd.readouterr().err
+    assert "FAILED: arm untrained seed 1" in error and "--resume" in error
+    assert "Traceback" not in error
+    results = read_json(tmp_path / "run" / "results.json")
+    assert [run["key"] for run in results["runs"]] == ["none-seed1"]
+    assert "FloatingPointError" in results["failed"]["untrained-seed1"]
+    assert "Failed: untrained-seed1" in (tmp_path / "run" / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--arms", "magic"], "unknown arm 'magic'; the arms are none, trained, untrained"),
+        (["--arms", "none", "none"], "given twice"),
+        (["--lr", "0"], "above 0, got 0"),
+        (["--lr", "nan"], "above 0, got nan"),
+        (["--lr", "fast"], "a number for all arms or ARM=NUMBER, got 'fast'"),
+        (["--lr", "magic=1e-3"], "unknown arm 'magic'"),
+        (["--lr", "1e-3", "2e-3"], "each must be ARM=NUMBER"),
+        (["--lr", "none=1e-3", "none=2e-3"], "--lr: arm none is given twice"),
+        (["--arms", "none", "--lr", "trained=1"], "arm trained is not run; the arms are none"),
+        (["--seeds", "-1"], "got -1"),
+        (["--seeds", "1", "1"], "given twice"),
+        (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
+        (["--depth", "1"], "--depth: expected at least 2, got 1"),
+        (["--threads", "0"], "--threads: expected at least 1, got 0"),
+        (["--workers", "0"], "--workers: expected at least 1, got 0"),
+        (["--device", "warp"], "--device warp: torch cannot use it"),
+        (["--device", "meta"], "--device meta: torch cannot use it"),
+        (["--device", "cuda:99"], "--device cuda:99: torch cannot use it"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(
+    options, message, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(deep_fcn, "run", lambda *_: pytest.fail("work began"))
+    out = tmp_path / "run"
+    assert main([*TRAIN, *options, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_out_and_resume_mistakes(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert main([*TRAIN, "--out", str(tmp_path)]) == 2
+    assert main([*TRAIN, "--out", str(tmp_path / "file")]) == 2
+    assert main([*TRAIN, "--out", str(tmp_path / "file" / "run")]) == 2
+    assert main([*TRAIN, "--resume", str(tmp_path)]) == 2
+    assert main([*TRAIN, "--resume", str(tmp_path), "--lr", "1"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5
+    assert "choose another" in lines[0] and "choose another" in lines[1]
+    assert "cannot write there" in lines[2]
+    assert "not a run folder" in lines[3]
+    assert "drop --lr" in lines[4]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_missing_extra_is_named(tmp_path, capsys, monkeypatch):
+    find_spec = config_module.importlib.util.find_spec
+    monkeypatch.setattr(
+        config_module.importlib.util,
+        "find_spec",
+        lambda name: None if name == "mnist1d" else find_spec(name),
+    )
+    assert main([*TRAIN, "--out", str(tmp_path / "run")]) == 2
+    assert "pip install 'pyguide[experiments]'" in capsys.readouterr().err
+    assert search.main(["--out", str(tmp_path / "search.json")]) == 2
+    assert "pip install 'pyguide[experiments]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_importing_the_package_imports_no_extra():
+    # None in sys.modules makes an import fail; torch itself imports tqdm where it is there.
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['matplotlib', 'mnist1d', 'tqdm']))\n"
+        "from pyguide.cli import main; main(['train', 'deep-fcn', '--help'])"
+    )
+    subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=True)
+
+
+def test_help_shows_an_example(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*TRAIN, "--help"])
+    assert stop.value.code == 0
+    assert "pyguide train deep-fcn --quick" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_quick_runs_every_arm(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "pyguide", *TRAIN, "--quick", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "smoke run" in done.stdout and "smoke run" in done.stderr
+    assert not set(done.stdout + done.stderr) & {"\r", "\x1b"}
+    results = read_json(out / "results.json")
+    assert {run["arm"] for run in results["runs"]} == set(ARMS)
+    assert all(run["test_accuracy"] > 0.2 for run in results["runs"])
+    assert (out / "guide-seed1.pt").exists()
+
+
+def wait_until(condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def group_exists(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_every_process_and_the_run_can_go_on(tmp_path):
+    out = tmp_path / "run"
+    options = ["--arms", "none", "--depth", "3", "--epochs", "400", "--seeds", "1", "2"]
+    command = [sys.executable, "-m", "pyguide", *TRAIN, *options, "--out", str(out)]
+    # A group of its own, since a terminal sends Ctrl-C to the whole group.
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    metrics = out / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and metrics.stat().st_size)
+    os.killpg(process.pid, signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert f"--resume {out}" in error and "Traceback" not in error
+    # Python's resource tracker notices only now that its parent has gone.
+    wait_until(lambda: not group_exists(process.pid))
+    assert not list(out.glob(".*.tmp"))
+
+    config = read_json(out / "config.json")
+    config["config"]["epochs"] = 1
+    write_json(out / "config.json", config)
+    assert main([*TRAIN, "--resume", str(out)]) == 0
+    assert len(read_json(out / "results.json")["runs"]) == 2
