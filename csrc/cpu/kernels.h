@@ -27,6 +27,8 @@ struct Part {
   int64_t depth, depths;
 };
 
+constexpr int64_t kStoreCols = 512;
+
 // T is the arithmetic type: float for float32 and 16-bit inputs, double for float64.
 template <class T>
 struct Kernels {
@@ -46,7 +48,7 @@ struct Kernels {
   void (*accumulate)(const T* p, const T* q, int64_t rows, int64_t cols, int64_t depths,
                      bool lower, double* sums, int64_t ld);
 
-  // out[row + i, col + j] = (P Q^T)_ij, rounded to out's type.
+  // out[row + i, col + j] = (P Q^T)_ij, rounded to out's type; at most kStoreCols columns.
   void (*store)(const T* p, const T* q, int64_t rows, int64_t cols, int64_t depths,
                 const MatrixView& out, int64_t row, int64_t col);
 

@@ -20,40 +20,52 @@ struct MicroKernel {
   static constexpr int64_t kSliver = W * kVectors;
   static_assert(kSliver % kRows == 0, "a row tile must not straddle two slivers");
 
-  // tile[r][c] = sum_k p[k * kSliver + r] * q[k * kSliver + c]. Both operands have the sliver
-  // layout, so one packing serves as either side of a Gram.
-  static inline void run(const T* p, const T* q, int64_t depths, T* tile) {
-    // Two levels of sums: one chain of 512 float32 additions loses 2-3 times what torch's own
-    // product does; chains of 128 lose no more, and cost 1 % of the time (AVX2 on Zen 1).
-    run_chain<false>(p, q, depths < kChain ? depths : kChain, tile);
-    for (int64_t k = kChain; k < depths; k += kChain) {
-      const int64_t chain = depths - k < kChain ? depths - k : kChain;
-      run_chain<true>(p + k * kSliver, q + k * kSliver, chain, tile);
+  // tile[r][c] = sum_k p[k * kSliver + r] * q[k * kSliver + c] for c < vectors * W. Both operands
+  // have the sliver layout, so one packing serves as either side of a Gram.
+  static inline void run(const T* p, const T* q, int64_t depths, int64_t vectors, T* tile) {
+    if (vectors >= kVectors) return run_vectors<kVectors>(p, q, depths, tile);
+    if constexpr (kVectors > 2) {
+      if (vectors == 2) return run_vectors<2>(p, q, depths, tile);
     }
+    run_vectors<1>(p, q, depths, tile);
   }
 
  private:
   static constexpr int64_t kChain = 128;
+  static_assert(kVectors == 2 || kVectors == 3, "run() knows these");
 
-  template <bool kAdd>
+  // Two levels of sums: one chain of 512 float32 additions loses 2-3 times what torch's own
+  // product does; chains of 128 lose no more, and cost 1 % of the time (AVX2 on Zen 1).
+  template <int kLive>
+  static inline void run_vectors(const T* p, const T* q, int64_t depths, T* tile) {
+    run_chain<kLive, false>(p, q, depths < kChain ? depths : kChain, tile);
+    for (int64_t k = kChain; k < depths; k += kChain) {
+      const int64_t chain = depths - k < kChain ? depths - k : kChain;
+      run_chain<kLive, true>(p + k * kSliver, q + k * kSliver, chain, tile);
+    }
+  }
+
+  template <int kLive, bool kAdd>
   static inline void run_chain(const T* p, const T* q, int64_t depths, T* tile) {
-    Vector sums[kRows][kVectors];
+    Vector sums[kRows][kLive];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sums[r][v] = Vector{};
+      for (int v = 0; v < kLive; ++v) sums[r][v] = Vector{};
     }
     for (int64_t k = 0; k < depths; ++k) {
-      Vector columns[kVectors];
+      Vector columns[kLive];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
+      for (int v = 0; v < kLive; ++v) {
         columns[v] = *reinterpret_cast<const Vector*>(q + v * W);
       }
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
-        const Vector row = Vector{} + p[r];
+        // Compiles to one broadcast from memory: x - 0 is x for every x, but x + 0 is not for -0,
+        // and that addition cost a fifth of the speed.
+        const Vector row = p[r] - Vector{};
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sums[r][v] += row * columns[v];
+        for (int v = 0; v < kLive; ++v) sums[r][v] += row * columns[v];
       }
       p += kSliver;
       q += kSliver;
@@ -61,7 +73,7 @@ struct MicroKernel {
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
+      for (int v = 0; v < kLive; ++v) {
         Vector* to = reinterpret_cast<Vector*>(tile + r * kSliver + v * W);
         *to = kAdd ? *to + sums[r][v] : sums[r][v];
       }
