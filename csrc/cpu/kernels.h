@@ -53,6 +53,10 @@ struct Kernels {
                 const MatrixView& out, int64_t row, int64_t col);
 
   // Loops over n x n matrices; all sums are in double.
+  //
+  // out[j] = row[j] - (b_i + b[j]), rounded once; returns the squared norm of what was written.
+  double (*center_sums)(const double* row, double b_i, const double* b, int64_t count, T* out);
+  double (*center)(const T* row, double b_i, const double* b, int64_t count, T* out);
   double (*sum)(const T* x, int64_t count);
   double (*dot)(const T* x, const T* y, int64_t count);
   void (*add_scaled)(double scale, const T* x, double* y, int64_t count);

@@ -36,10 +36,13 @@ struct Instance {
     for (int64_t j = 0; j < cols; j += kSliver) {
       for (int64_t i = lower ? j : 0; i < rows; i += kRows) {
         const int64_t live = live_vectors(i, j, cols, lower);
-        Micro::run(packed_rows(p, i, depths), q + j * depths, depths, live, tile);
-        for (int64_t r = 0; r < kRows; ++r) {
-          double* to = sums + (i + r) * ld + j;
-          for (int64_t c = 0; c < live * W; ++c) to[c] += double(tile[r * kSliver + c]);
+        Micro::run(packed_rows(p, i, depths), q + j * depths, depths, live, tile, kSliver);
+        for (int64_t v = 0; v < live; ++v) {
+          for (int64_t r = 0; r < kRows; ++r) {
+            double* to = sums + (i + r) * ld + j + v * W;
+            const T* from = tile + r * kSliver + v * W;
+            for (int64_t c = 0; c < W; ++c) to[c] += double(from[c]);
+          }
         }
       }
     }
@@ -49,17 +52,11 @@ struct Instance {
   template <class Out>
   static void store_as(const T* p, const T* q, int64_t rows, int64_t cols, int64_t depths,
                        Out* out, int64_t row_stride, int64_t col_stride) {
-    alignas(64) T tile[kRows * kSliver];
     alignas(64) T strip[kRows * kMaxStoreCols];
     for (int64_t i = 0; i < rows; i += kRows) {
       for (int64_t j = 0; j < cols; j += kSliver) {
         const int64_t live = live_vectors(i, j, cols, false);
-        Micro::run(packed_rows(p, i, depths), q + j * depths, depths, live, tile);
-        for (int64_t r = 0; r < kRows; ++r) {
-          for (int64_t c = 0; c < kSliver; ++c) {
-            strip[r * kMaxStoreCols + j + c] = tile[r * kSliver + c];
-          }
-        }
+        Micro::run(packed_rows(p, i, depths), q + j * depths, depths, live, strip + j, kMaxStoreCols);
       }
       for (int64_t r = 0; r < kRows && i + r < rows; ++r) {
         const T* from = strip + r * kMaxStoreCols;
@@ -92,6 +89,24 @@ struct Instance {
     return sum;
   }
 
+  template <class From>
+  static double center(const From* row, double b_i, const double* b, int64_t count, T* out) {
+    double lanes[kLanes] = {};
+    int64_t j = 0;
+    for (; j + kLanes <= count; j += kLanes) {
+      for (int64_t l = 0; l < kLanes; ++l) {
+        const T value = T(double(row[j + l]) - (b_i + b[j + l]));
+        out[j + l] = value;
+        lanes[l] += double(value) * double(value);
+      }
+    }
+    for (; j < count; ++j) {
+      out[j] = T(double(row[j]) - (b_i + b[j]));
+      lanes[0] += double(out[j]) * double(out[j]);
+    }
+    return total(lanes);
+  }
+
   static double sum(const T* x, int64_t count) {
     double lanes[kLanes] = {};
     int64_t i = 0;
@@ -117,7 +132,8 @@ struct Instance {
   }
 
   static constexpr Kernels<T> table() {
-    return {kSliver, column_shift<T>, Pack::pack, accumulate, store, sum, dot, add_scaled};
+    return {kSliver, column_shift<T>, Pack::pack, accumulate, store, center<double>, center<T>,
+            sum, dot, add_scaled};
   }
 };
 

@@ -20,14 +20,15 @@ struct MicroKernel {
   static constexpr int64_t kSliver = W * kVectors;
   static_assert(kSliver % kRows == 0, "a row tile must not straddle two slivers");
 
-  // tile[r][c] = sum_k p[k * kSliver + r] * q[k * kSliver + c] for c < vectors * W. Both operands
-  // have the sliver layout, so one packing serves as either side of a Gram.
-  static inline void run(const T* p, const T* q, int64_t depths, int64_t vectors, T* tile) {
-    if (vectors >= kVectors) return run_vectors<kVectors>(p, q, depths, tile);
+  // tile[r * ld + c] = sum_k p[k * kSliver + r] * q[k * kSliver + c] for c < vectors * W. Both
+  // operands have the sliver layout, so one packing serves as either side of a Gram.
+  static inline void run(const T* p, const T* q, int64_t depths, int64_t vectors, T* tile,
+                         int64_t ld) {
+    if (vectors >= kVectors) return run_vectors<kVectors>(p, q, depths, tile, ld);
     if constexpr (kVectors > 2) {
-      if (vectors == 2) return run_vectors<2>(p, q, depths, tile);
+      if (vectors == 2) return run_vectors<2>(p, q, depths, tile, ld);
     }
-    run_vectors<1>(p, q, depths, tile);
+    run_vectors<1>(p, q, depths, tile, ld);
   }
 
  private:
@@ -37,16 +38,17 @@ struct MicroKernel {
   // Two levels of sums: one chain of 512 float32 additions loses 2-3 times what torch's own
   // product does; chains of 128 lose no more, and cost 1 % of the time (AVX2 on Zen 1).
   template <int kLive>
-  static inline void run_vectors(const T* p, const T* q, int64_t depths, T* tile) {
-    run_chain<kLive, false>(p, q, depths < kChain ? depths : kChain, tile);
+  static inline void run_vectors(const T* p, const T* q, int64_t depths, T* tile,
+                                            int64_t ld) {
+    run_chain<kLive, false>(p, q, depths < kChain ? depths : kChain, tile, ld);
     for (int64_t k = kChain; k < depths; k += kChain) {
       const int64_t chain = depths - k < kChain ? depths - k : kChain;
-      run_chain<kLive, true>(p + k * kSliver, q + k * kSliver, chain, tile);
+      run_chain<kLive, true>(p + k * kSliver, q + k * kSliver, chain, tile, ld);
     }
   }
 
   template <int kLive, bool kAdd>
-  static inline void run_chain(const T* p, const T* q, int64_t depths, T* tile) {
+  static inline void run_chain(const T* p, const T* q, int64_t depths, T* tile, int64_t ld) {
     Vector sums[kRows][kLive];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
@@ -74,7 +76,7 @@ struct MicroKernel {
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
       for (int v = 0; v < kLive; ++v) {
-        Vector* to = reinterpret_cast<Vector*>(tile + r * kSliver + v * W);
+        Vector* to = reinterpret_cast<Vector*>(tile + r * ld + v * W);
         *to = kAdd ? *to + sums[r][v] : sums[r][v];
       }
     }
