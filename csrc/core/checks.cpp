@@ -59,8 +59,10 @@ void check_threads(int threads) {
 }
 
 void check_array(const void* data, const char* name, int64_t size) {
-  if (data == nullptr) fail(std::string(name) + " is a null pointer");
-  if (reinterpret_cast<uintptr_t>(data) % uintptr_t(size) != 0) {
+  const auto address = reinterpret_cast<uintptr_t>(data);
+  if (address == 0) fail(std::string(name) + " is a null pointer");
+  if (address > uintptr_t(INTPTR_MAX)) fail(std::string(name) + " is not an address");
+  if (address % uintptr_t(size) != 0) {
     fail(std::string(name) + " is not aligned to its elements' size: pass a copy (x.clone())");
   }
 }
