@@ -3,10 +3,10 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "core/checks.h"
 #include "core/matrix_view.h"
 #include "cpu/kernels.h"
 #include "cpu/ops.h"
@@ -18,80 +18,74 @@ namespace {
 using pyguide::Centering;
 using pyguide::DType;
 using pyguide::MatrixView;
+using pyguide::check_threads;
+using pyguide::require;
 namespace cpu = pyguide::cpu;
 
 // (pointer, dtype, rows, cols, row stride, column stride), as pyguide/ops/views.py makes it.
 using ViewTuple = std::array<int64_t, 6>;
 
-[[noreturn]] void fail(const std::string& what) {
-  throw std::invalid_argument("pyguide._native: " + what);
-}
-
-void require(bool condition, const char* what) {
-  if (!condition) fail(what);
-}
-
-DType dtype_from(int64_t code) {
-  require(code >= 0 && code <= 3, "dtype code must be 0..3");
-  return static_cast<DType>(code);
-}
-
-Centering centering_from(int code) {
-  require(code >= 0 && code <= 2, "centering code must be 0, 1 or 2");
-  return static_cast<Centering>(code);
-}
-
 template <class T>
-T* pointer(int64_t address, const char* name) {
-  if (address == 0) fail(std::string(name) + " is a null pointer");
+T* pointer(int64_t address) {
   return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
 }
 
-MatrixView view_from(const ViewTuple& t, int64_t n) {
-  require(t[2] == n, "a layer's number of samples differs from n");
-  require(t[3] > 0, "a layer has no features");
-  require(t[4] >= 0 && t[5] >= 0, "strides must not be negative");
-  return {pointer<void>(t[0], "a layer"), dtype_from(t[1]), t[2], t[3], t[4], t[5]};
+template <class T>
+T* array(int64_t address, const char* name) {
+  T* data = pointer<T>(address);
+  pyguide::check_array(data, name, alignof(T));
+  return data;
 }
 
-std::vector<MatrixView> views_from(const std::vector<ViewTuple>& tuples, int64_t n) {
+MatrixView view_from(const ViewTuple& t) {
+  return {pointer<void>(t[0]), pyguide::dtype_from(t[1]), t[2], t[3], t[4], t[5]};
+}
+
+std::vector<MatrixView> layers_from(const std::vector<ViewTuple>& tuples, int64_t n) {
   std::vector<MatrixView> views;
-  for (const ViewTuple& t : tuples) views.push_back(view_from(t, n));
+  for (const ViewTuple& t : tuples) {
+    views.push_back(view_from(t));
+    pyguide::check_layer(views.back(), n);
+  }
   return views;
 }
 
-cpu::GramStack stack_from(int64_t address, int dtype, int64_t layers, int64_t n) {
-  require(n >= 1, "n must be positive");
-  require(layers >= 1, "a stack needs at least one layer");
-  const DType type = dtype_from(dtype);
-  require(type == DType::kFloat64 || type == DType::kFloat32,
-          "a Gram stack is float32 or float64");
-  return {pointer<void>(address, "the Gram stack"), type, layers, n};
+std::vector<MatrixView> outputs_from(const std::vector<ViewTuple>& tuples, int64_t n) {
+  std::vector<MatrixView> views;
+  for (const ViewTuple& t : tuples) {
+    views.push_back(view_from(t));
+    pyguide::check_output(views.back(), n);
+  }
+  return views;
+}
+
+cpu::GramStack stack_from(int64_t address, const char* name, int dtype, int64_t layers,
+                          int64_t n) {
+  const DType type = pyguide::dtype_from(dtype);
+  void* data = pointer<void>(address);
+  pyguide::check_stack(data, name, type, layers, n);
+  return {data, type, layers, n};
 }
 
 std::vector<cpu::Pair> pairs_from(const std::vector<int64_t>& left,
                                   const std::vector<int64_t>& right, int64_t layers) {
   require(left.size() == right.size(), "left and right differ in length");
+  pyguide::check_indices(left, layers, "a pair index is out of range");
+  pyguide::check_indices(right, layers, "a pair index is out of range");
   std::vector<cpu::Pair> pairs;
-  for (size_t p = 0; p < left.size(); ++p) {
-    require(left[p] >= 0 && left[p] < layers && right[p] >= 0 && right[p] < layers,
-            "a pair index is out of range");
-    pairs.push_back({left[p], right[p]});
-  }
+  for (size_t p = 0; p < left.size(); ++p) pairs.push_back({left[p], right[p]});
   return pairs;
 }
-
-void check_threads(int threads) { require(threads >= 1, "threads must be positive"); }
 
 void gram(const std::vector<ViewTuple>& layers, int centering, int64_t grams, int dtype, int64_t n,
           int64_t stats, int threads, const std::string& instruction_set) {
   check_threads(threads);
-  const cpu::GramStack stack = stack_from(grams, dtype, int64_t(layers.size()), n);
-  const std::vector<MatrixView> views = views_from(layers, n);
-  const Centering mode = centering_from(centering);
+  const cpu::GramStack stack = stack_from(grams, "grams", dtype, int64_t(layers.size()), n);
+  const std::vector<MatrixView> views = layers_from(layers, n);
+  const Centering mode = pyguide::centering_from(centering);
   require(mode != Centering::kU || n >= 4, "U-centring needs n >= 4");
   auto* layer_stats =
-      mode == Centering::kNone ? nullptr : pointer<cpu::LayerStats>(stats, "stats");
+      mode == Centering::kNone ? nullptr : array<cpu::LayerStats>(stats, "stats");
   const cpu::KernelSet& kernels = cpu::kernel_set(instruction_set);
   py::gil_scoped_release release;
   cpu::gram(views, mode, stack, layer_stats, kernels, threads);
@@ -102,11 +96,11 @@ void alignment(int64_t grams, int dtype, int64_t layers, int64_t n, int64_t stat
                int64_t values, int64_t degenerate, int threads,
                const std::string& instruction_set) {
   check_threads(threads);
-  const cpu::GramStack stack = stack_from(grams, dtype, layers, n);
+  const cpu::GramStack stack = stack_from(grams, "grams", dtype, layers, n);
   const auto pairs = pairs_from(left, right, layers);
-  const auto* layer_stats = pointer<const cpu::LayerStats>(stats, "stats");
-  auto* out = pointer<double>(values, "values");
-  auto* flags = pointer<uint8_t>(degenerate, "degenerate");
+  const auto* layer_stats = array<const cpu::LayerStats>(stats, "stats");
+  auto* out = array<double>(values, "values");
+  auto* flags = array<uint8_t>(degenerate, "degenerate");
   const cpu::KernelSet& kernels = cpu::kernel_set(instruction_set);
   py::gil_scoped_release release;
   cpu::alignment(stack, layer_stats, pairs, out, flags, kernels, threads);
@@ -118,27 +112,29 @@ void coefficients(int64_t grams, int dtype, int64_t layers, int64_t n, int64_t s
                   const std::vector<int64_t>& wanted, int64_t out, int threads,
                   const std::string& instruction_set) {
   check_threads(threads);
-  const cpu::GramStack stack = stack_from(grams, dtype, layers, n);
+  const cpu::GramStack stack = stack_from(grams, "grams", dtype, layers, n);
   const auto pairs = pairs_from(left, right, layers);
-  for (int64_t w : wanted) require(w >= 0 && w < layers, "a wanted layer is out of range");
-  const auto* layer_stats = pointer<const cpu::LayerStats>(stats, "stats");
-  const auto* cka = pointer<const double>(values, "values");
-  const auto* flags = pointer<const uint8_t>(degenerate, "degenerate");
-  const auto* upstream = pointer<const double>(grad, "grad");
-  auto* to = pointer<void>(out, "out");
+  pyguide::check_indices(wanted, layers, "a wanted layer is out of range");
+  if (wanted.empty()) return;
+  const auto* layer_stats = array<const cpu::LayerStats>(stats, "stats");
+  const auto* cka = array<const double>(values, "values");
+  const auto* flags = array<const uint8_t>(degenerate, "degenerate");
+  const auto* upstream = array<const double>(grad, "grad");
+  const auto to = stack_from(out, "out", dtype, int64_t(wanted.size()), n);
   const cpu::KernelSet& kernels = cpu::kernel_set(instruction_set);
   py::gil_scoped_release release;
-  cpu::coefficients(stack, layer_stats, pairs, cka, flags, upstream, wanted, to, kernels, threads);
+  cpu::coefficients(stack, layer_stats, pairs, cka, flags, upstream, wanted, to.data, kernels,
+                    threads);
 }
 
 void symmetrize(int64_t grads, int dtype, int64_t layers, int64_t n, bool center, int64_t out,
                 int threads, const std::string& instruction_set) {
   check_threads(threads);
-  const cpu::GramStack stack = stack_from(grads, dtype, layers, n);
-  auto* to = pointer<void>(out, "out");
+  const cpu::GramStack stack = stack_from(grads, "grads", dtype, layers, n);
+  const auto to = stack_from(out, "out", dtype, layers, n);
   const cpu::KernelSet& kernels = cpu::kernel_set(instruction_set);
   py::gil_scoped_release release;
-  cpu::symmetrize(stack, center ? Centering::kH : Centering::kNone, to, kernels, threads);
+  cpu::symmetrize(stack, center ? Centering::kH : Centering::kNone, to.data, kernels, threads);
 }
 
 void apply(int64_t coefficients, int dtype, int64_t n, const std::vector<ViewTuple>& layers,
@@ -147,8 +143,9 @@ void apply(int64_t coefficients, int dtype, int64_t n, const std::vector<ViewTup
   check_threads(threads);
   require(layers.size() == outs.size(), "layers and outs differ in length");
   if (layers.empty()) return;
-  const cpu::GramStack stack = stack_from(coefficients, dtype, int64_t(layers.size()), n);
-  const auto xs = views_from(layers, n), to = views_from(outs, n);
+  const auto stack =
+      stack_from(coefficients, "coefficients", dtype, int64_t(layers.size()), n);
+  const auto xs = layers_from(layers, n), to = outputs_from(outs, n);
   std::vector<cpu::ApplyProblem> problems;
   for (size_t l = 0; l < xs.size(); ++l) {
     require(xs[l].cols == to[l].cols, "a layer and its output differ in features");

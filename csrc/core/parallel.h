@@ -2,27 +2,35 @@
 #pragma once
 
 #include <cstdint>
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include <functional>
 
 namespace pyguide {
 
+// Whether parallel regions may go to the OpenMP runtime: not where it is compiled out
+// (PYGUIDE_THREADS=std), and not in a forked child. A child has none of its parent's threads, but
+// a copy of the runtime's pool that lists them: libgomp waits for them forever.
+bool openmp_usable();
+
+// Calls body(t) for t in [0, threads) on std::threads, one of them the caller's own.
+void run_on_std_threads(int threads, const std::function<void(int)>& body);
+
 // Calls body(t) for t in [0, threads), side by side; returns when all are done. With one
-// thread it is a plain call: no parallel region is entered (a forked child may rely on it).
-// body must not throw.
+// thread it is a plain call: no parallel region is entered. body must not throw.
 template <class Body>
 void parallel(int threads, Body&& body) {
-#ifdef _OPENMP
-  if (threads > 1) {
-    // The runtime may grant fewer threads than asked for; the loop then runs several a thread.
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int t = 0; t < threads; ++t) body(t);
+  if (threads <= 1) {
+    if (threads == 1) body(0);
     return;
   }
-#endif
+  if (!openmp_usable()) {
+    run_on_std_threads(threads, std::ref(body));
+    return;
+  }
+#ifdef _OPENMP
+  // The runtime may grant fewer threads than asked for; the loop then runs several a thread.
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
   for (int t = 0; t < threads; ++t) body(t);
+#endif
 }
 
 // How many of `threads` are worth using for this many multiply-adds. Entering a parallel region

@@ -1,6 +1,6 @@
 // The CPU backend's entry points. All pointers are host memory that the caller owns; all work
 // happens before the call returns. Results depend on the input, the instruction set and
-// `threads` only. Arguments are not checked here but in csrc/bindings. Workspace is freed on every
+// `threads` only. Arguments are not checked here but by core/checks.h. Workspace is freed on every
 // path; std::bad_alloc is thrown before any thread is started.
 #pragma once
 

@@ -1,0 +1,34 @@
+// Argument checks that come before any kernel. Each throws std::invalid_argument and says what
+// was wrong; sizes that pass cannot overflow int64 in the kernels' index arithmetic.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/matrix_view.h"
+
+namespace pyguide {
+
+void require(bool condition, const char* what);
+
+DType dtype_from(int64_t code);
+Centering centering_from(int64_t code);
+
+void check_threads(int threads);
+
+// A pointer that is not null and is aligned to elements of `size` bytes.
+void check_array(const void* data, const char* name, int64_t size);
+
+// A layer: n x d with n = `n` and d >= 1; every element lies in the address space.
+void check_layer(const MatrixView& x, int64_t n);
+
+// A layer's gradient: like a layer, and no two elements share an address.
+void check_output(const MatrixView& out, int64_t n);
+
+// A contiguous stack of `layers` n x n matrices.
+void check_stack(const void* data, const char* name, DType dtype, int64_t layers, int64_t n);
+
+// Each index lies in [0, count).
+void check_indices(const std::vector<int64_t>& indices, int64_t count, const char* what);
+
+}  // namespace pyguide

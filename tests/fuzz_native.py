@@ -1,0 +1,609 @@
+"""Random calls of the native module and the public operators, each compared with float64.
+
+Every call has its own seed, so a failure is repeated by the arguments that it prints:
+
+    python tests/fuzz_native.py --calls 100000 --seed 0
+    python tests/fuzz_native.py --calls 1 --seed 0 --start 4711
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import pyguide
+from pyguide import _native, reference
+from pyguide.ops import native
+from pyguide.ops.views import DTYPE_CODES
+
+DTYPES = list(DTYPE_CODES)
+GUARD = 64  # bytes before and after each output
+FILL = 0xA5
+CENTERINGS = {"none": 0, "H": 1, "U": 2}
+REJECTED = (ValueError, TypeError, OverflowError, MemoryError)
+
+
+class Mismatch(AssertionError):
+    """A wrong answer, or memory written that must not be."""
+
+
+def expect(condition: object, message: str) -> None:
+    if not condition:
+        raise Mismatch(message)
+
+
+def expect_close(actual: Tensor, expected: Tensor, bound: Tensor | float, what: str) -> None:
+    error = (actual.double() - expected).abs()
+    same = actual.isnan() & expected.isnan()
+    expect((same | (error <= bound)).all(), f"{what}: off by {error.max():.3e}, bound {bound}")
+
+
+class Matrix:
+    """An n x d matrix at any element of a buffer, which is otherwise NaN or a fill pattern."""
+
+    def __init__(self, rng: random.Random, dtype: torch.dtype, n: int, d: int, output: bool):
+        rows, cols = _strides(rng, n, d, output)
+        size = dtype.itemsize
+        first = GUARD // size + rng.randrange(8)
+        last = first + (n - 1) * rows + (d - 1) * cols
+        memory = torch.full((last + 1 + GUARD // size,), float("nan"), dtype=dtype)
+        if output:
+            memory.view(torch.uint8).fill_(FILL)
+        self.memory = memory
+        self.values = memory.as_strided((n, d), (rows, cols), first)
+        self.used = (
+            first + torch.arange(n)[:, None] * rows + torch.arange(d)[None] * cols
+        ).flatten()
+        address = memory.data_ptr() + first * size
+        self.view = (address, DTYPE_CODES[dtype], n, d, rows, cols)
+
+    def randomize(self, rng: random.Random) -> Matrix:
+        scale, offset = rng.choice([1e-2, 1, 10]), rng.choice([0, 1, 30])
+        cells = self.used.unique()
+        self.memory[cells] = (torch.randn(len(cells)) * scale + offset).to(self.memory.dtype)
+        return self
+
+    def check_guards(self) -> None:
+        between = torch.ones(len(self.memory), dtype=torch.bool)
+        between[self.used] = False
+        expect(
+            (self.memory.view(torch.uint8).view(len(self.memory), -1)[between] == FILL).all(),
+            "memory beside an output was written",
+        )
+
+
+def _strides(rng: random.Random, n: int, d: int, output: bool) -> tuple[int, int]:
+    gap, step = rng.randrange(4), rng.randrange(1, 4)
+    layouts = [(d + gap, 1), (1, n + gap), (d * step + gap, step), (step, n * step + gap)]
+    if not output:
+        layouts += [(0, 1), (1, 0), (1, 1), (0, 0)]
+    return rng.choice(layouts)
+
+
+class Output:
+    """A contiguous tensor between guards."""
+
+    def __init__(self, dtype: torch.dtype, *shape: int):
+        count = torch.Size(shape).numel()
+        self.memory = torch.full((2 * GUARD + count * dtype.itemsize,), FILL, dtype=torch.uint8)
+        inside = self.memory[GUARD : len(self.memory) - GUARD]
+        self.tensor = inside.view(dtype).view(shape)
+
+    def address(self) -> int:
+        return self.tensor.data_ptr()
+
+    def check_guards(self) -> None:
+        ends = torch.cat([self.memory[:GUARD], self.memory[-GUARD:]])
+        expect((ends == FILL).all(), "memory beside an output was written")
+
+
+def settings(rng: random.Random) -> tuple[int, str]:
+    """Threads and instruction set of a call."""
+    return rng.randint(1, 5), rng.choice(["", *_native.instruction_sets()])
+
+
+def few_or_many(rng: random.Random, smallest: int = 1) -> int:
+    """A number of samples: mostly up to 70, sometimes to 600."""
+    return rng.randint(
+        smallest, rng.choice([8, 40, 40, 70, 70, 70] if rng.random() < 0.97 else [600])
+    )
+
+
+def width(rng: random.Random, n: int) -> int:
+    return rng.randint(1, rng.choice([3, 40, 100, 700]) if n <= 70 else 60)
+
+
+def random_stack(rng: random.Random, dtype: torch.dtype, layers: int, n: int) -> Tensor:
+    x = torch.randn(layers, n, n, dtype=torch.float64) + rng.choice([0, 0.5])
+    return ((x + x.mT) * rng.choice([1e-6, 1, 1e3])).to(dtype)
+
+
+def random_pairs(rng: random.Random, layers: int) -> tuple[list[int], list[int]]:
+    count = rng.randint(1, 6)
+    sides = [[rng.randrange(layers) for _ in range(count)] for _ in range(2)]
+    return sides[0], sides[1]
+
+
+def call_gram(rng: random.Random) -> None:
+    centering = rng.choice(list(CENTERINGS))
+    n = few_or_many(rng, 4 if centering == "U" else 1)
+    layers = [
+        Matrix(rng, rng.choice(DTYPES), n, width(rng, n), output=False).randomize(rng)
+        for _ in range(rng.randint(1, 4))
+    ]
+    dtype = rng.choice([torch.float32, torch.float64])
+    grams, stats = Output(dtype, len(layers), n, n), Output(torch.float64, len(layers), 2)
+    views = [x.view for x in layers]
+    code = DTYPE_CODES[dtype]
+    _native.gram(
+        views, CENTERINGS[centering], grams.address(), code, n, stats.address(), *settings(rng)
+    )
+    for x, k, (trace, square) in zip(layers, grams.tensor, stats.tensor.tolist(), strict=True):
+        exact = x.values.double()
+        if centering != "none":
+            exact = reference.center_features(exact)
+        expected = exact @ exact.mT
+        exact_double = x.values.dtype == dtype == torch.float64
+        bound = (1e-13 if exact_double else 3e-6) * expected.diagonal().max().item()
+        expected_trace = expected.trace().item()
+        if centering == "U":
+            expected = reference.u_center(expected)
+        what = f"Gram of {tuple(x.values.shape)} {x.values.dtype} {x.values.stride()}"
+        expect_close(k, expected, bound, what)
+        expect(torch.equal(k, k.mT), f"{what}: not symmetric")
+        if centering != "none":
+            expect(abs(trace - expected_trace) <= n * bound, f"{what}: trace {trace}")
+            norm = k.double().norm().item()
+            expect(abs(square**0.5 - norm) <= 1e-9 * norm, f"{what}: square of the norm {square}")
+    grams.check_guards()
+    stats.check_guards()
+
+
+def random_alignment(rng: random.Random) -> dict[str, Any]:
+    """Grams, their statistics, pairs and the pairs' values, computed in float64."""
+    n, layers = few_or_many(rng), rng.randint(1, 5)
+    dtype = rng.choice([torch.float32, torch.float64])
+    grams = random_stack(rng, dtype, layers, n)
+    if rng.random() < 0.2:
+        grams[rng.randrange(layers)] = 0
+    if rng.random() < 0.1:
+        grams[rng.randrange(layers), 0, 0] = float("nan")
+    squares = grams.double().square().sum(dim=(1, 2))
+    stats = torch.stack([squares.sqrt() * rng.choice([0.5, 1, 30]), squares], dim=1)
+    left, right = random_pairs(rng, layers)
+    exact = grams.double()
+    inner = torch.stack([(exact[i] * exact[j]).sum() for i, j in zip(left, right, strict=True)])
+    norms = squares.sqrt()
+    values = inner / norms[left] / norms[right]
+    nan = squares[left].isnan() | squares[right].isnan()
+    degenerate = ((squares[left] == 0) | (squares[right] == 0)) & ~nan
+    values[degenerate] = 0
+    return {
+        "n": n,
+        "grams": grams,
+        "stats": stats,
+        "left": left,
+        "right": right,
+        "values": values,
+        "degenerate": degenerate,
+    }
+
+
+def call_alignment(rng: random.Random) -> None:
+    a = random_alignment(rng)
+    grams, count = a["grams"], len(a["left"])
+    values, flags = Output(torch.float64, count), Output(torch.uint8, count)
+    _native.alignment(
+        *(grams.data_ptr(), DTYPE_CODES[grams.dtype], len(grams), a["n"], a["stats"].data_ptr()),
+        *(a["left"], a["right"], values.address(), flags.address(), *settings(rng)),
+    )
+    expect_close(values.tensor, a["values"], 1e-12, f"alignment at n = {a['n']}")
+    expect(torch.equal(flags.tensor.bool(), a["degenerate"]), "degenerate flags differ")
+    values.check_guards()
+    flags.check_guards()
+
+
+def call_coefficients(rng: random.Random) -> None:
+    a = random_alignment(rng)
+    grams, stats = a["grams"], a["stats"]
+    wanted = [rng.randrange(len(grams)) for _ in range(rng.randint(0, 4))]
+    grad = torch.randn(len(a["left"]), dtype=torch.float64)
+    out = Output(grams.dtype, len(wanted), a["n"], a["n"])
+    _native.coefficients(
+        *(grams.data_ptr(), DTYPE_CODES[grams.dtype], len(grams), a["n"], stats.data_ptr()),
+        *(a["left"], a["right"], a["values"].data_ptr(), a["degenerate"].data_ptr()),
+        *(grad.data_ptr(), wanted, out.address(), *settings(rng)),
+    )
+    exact, norms = grams.double(), stats[:, 1].sqrt()
+    for w, actual in zip(wanted, out.tensor, strict=True):
+        expected = torch.zeros_like(exact[w])
+        for p, ends in enumerate(zip(a["left"], a["right"], strict=True)):
+            for self, other in (ends, ends[::-1]):
+                if self == w and not a["degenerate"][p]:
+                    c = a["values"][p]
+                    both = exact[other] / norms[other] - c * exact[self] / norms[self]
+                    expected += 2 * grad[p] * both / norms[self]
+        # The terms may cancel: their own size is what rounding is relative to.
+        term = (2 * grad.abs().sum() / norms[w]).nan_to_num(posinf=0).item()
+        scale = expected.nan_to_num().abs().max().item() + term
+        bound = (1e-13 if grams.dtype == torch.float64 else 1e-6) * scale
+        expect_close(actual, expected, bound, f"coefficients at n = {a['n']}")
+    out.check_guards()
+
+
+def call_symmetrize(rng: random.Random) -> None:
+    n, layers, center = few_or_many(rng), rng.randint(1, 4), rng.random() < 0.5
+    dtype = rng.choice([torch.float32, torch.float64])
+    grads = (torch.randn(layers, n, n) * rng.choice([1e-6, 1, 1e3])).to(dtype)
+    out = Output(dtype, layers, n, n)
+    _native.symmetrize(
+        grads.data_ptr(), DTYPE_CODES[dtype], layers, n, center, out.address(), *settings(rng)
+    )
+    for g, actual in zip(grads.double(), out.tensor, strict=True):
+        expected = g + g.mT
+        bound = (1e-14 if dtype == torch.float64 else 1e-6) * expected.abs().max().item()
+        if center:
+            expected = reference.h_center(expected)
+        expect_close(actual, expected, bound, f"symmetrize at n = {n}, center {center}")
+    out.check_guards()
+
+
+def call_apply(rng: random.Random) -> None:
+    n, count, shifted = few_or_many(rng), rng.randint(1, 4), rng.random() < 0.5
+    dtype = rng.choice([torch.float32, torch.float64])
+    a = random_stack(rng, torch.float64, count, n)
+    if shifted:
+        a = torch.stack([reference.h_center(k) for k in a])
+    a = a.to(dtype)
+    xs, outs = [], []
+    for _ in range(count):
+        d = width(rng, n)
+        xs.append(Matrix(rng, rng.choice(DTYPES), n, d, output=False).randomize(rng))
+        outs.append(Matrix(rng, xs[-1].values.dtype, n, d, output=True))
+    views, to = [x.view for x in xs], [out.view for out in outs]
+    _native.apply(a.data_ptr(), DTYPE_CODES[dtype], n, views, to, shifted, *settings(rng))
+    for k, x, out in zip(a.double(), xs, outs, strict=True):
+        exact = x.values.double()
+        if shifted:
+            exact = exact - exact[:1]
+        expected = k @ exact
+        scale = k.abs() @ exact.abs()
+        arithmetic = 1e-13 if x.values.dtype == dtype == torch.float64 else 3e-6
+        # A's row sums are not exactly zero, and the shift is not exactly this one.
+        scale = scale + shifted * k.abs().sum(dim=1, keepdim=True) * exact.abs().max()
+        info = torch.finfo(x.values.dtype)
+        expected = expected.to(x.values.dtype).double()
+        bound = arithmetic * scale + info.eps * expected.abs() + info.smallest_normal * info.eps
+        bound = torch.where(expected.isinf(), float("inf"), bound)
+        what = f"apply to {tuple(x.values.shape)} {x.values.dtype}, shifted {shifted}"
+        same = (out.values.double() == expected) | ((out.values - expected).abs() <= bound)
+        expect((same | (expected.abs() > 0.99 * info.max)).all(), what)
+        out.check_guards()
+
+
+def random_tensor(rng: random.Random, n: int, dtype: torch.dtype) -> Tensor:
+    """A tensor of n samples with any strides that torch's own views can make."""
+    d = width(rng, n)
+    kind = rng.randrange(8)
+    offset = rng.choice([0, 1, 30])
+
+    def randn(*shape: int) -> Tensor:
+        return (torch.randn(shape) + offset).to(dtype)
+
+    if kind == 0:
+        return randn(d, n).t()
+    if kind == 1:
+        return randn(2 * n, 3 * d)[::2, 1::3]
+    if kind == 2:
+        return randn(n, 3, max(1, d // 3))[:, rng.randrange(3)]
+    if kind == 3:
+        image = randn(n, 3, rng.randint(1, 6), rng.randint(1, 6))
+        return image.to(memory_format=torch.channels_last)
+    if kind == 4:
+        return randn(n, d, 1).expand(n, d, 2)
+    if kind == 5:
+        return randn(n * d + 5)[rng.randrange(5) :][: n * d].view(n, d)
+    if kind == 6:
+        return randn(n)
+    return randn(n, d)
+
+
+def condition(x: Tensor, debiased: bool) -> float:
+    """How much rounding of the Gram matrix is amplified in CKA: tr(Kc) / ||K°||."""
+    x = reference.center_features(x.double().flatten(1) if x.dim() > 1 else x.double()[:, None])
+    k = x @ x.mT
+    norm = (reference.u_center(k) if debiased else k).norm().item()
+    return k.trace().item() / norm if norm > 0 else float("inf")
+
+
+def call_public(rng: random.Random) -> None:
+    debiased = rng.random() < 0.5
+    n = few_or_many(rng, 4 if debiased else 2)
+    dtype = rng.choice([*DTYPES, None])  # None: mixed
+    xs, ys = (
+        [random_tensor(rng, n, dtype or rng.choice(DTYPES)) for _ in range(rng.randint(1, 3))]
+        for _ in range(2)
+    )
+    if rng.random() < 0.3:
+        ys[0] = xs[0]
+    pairs = [(rng.randrange(len(xs)), rng.randrange(len(ys))) for _ in range(rng.randint(1, 4))]
+    operation: Callable[..., Tensor]
+    operation, oracle = rng.choice(
+        [
+            (
+                lambda a, b: pyguide.cka_pairs(a, b, pairs=pairs, debiased=debiased),
+                lambda a, b: reference.cka_pairs(a, b, pairs=pairs, debiased=debiased),
+            ),
+            (
+                lambda a, b: pyguide.cka_matrix(a, b, debiased=debiased),
+                lambda a, b: reference.cka_matrix(a, b, debiased=debiased),
+            ),
+        ]
+    )
+    compare_public(rng, operation, oracle, xs, ys, debiased)
+
+
+def call_public_gram(rng: random.Random) -> None:
+    n, center = few_or_many(rng, 2), rng.random() < 0.5
+    xs = [random_tensor(rng, n, rng.choice(DTYPES)).detach() for _ in range(rng.randint(1, 3))]
+    _configure(rng)
+    leaves = [x.requires_grad_() for x in xs]
+    exact = [x.detach().double().requires_grad_() for x in xs]
+    actual, expected = pyguide.gram(leaves, center=center), reference.gram(exact, center=center)
+    grad = torch.randn(expected.shape, dtype=torch.float64)
+    gradients = torch.autograd.grad(actual, leaves, grad.to(actual.dtype))
+    exact_gradients = torch.autograd.grad(expected, exact, grad)
+    scale = expected.detach().abs().amax(dim=(1, 2), keepdim=True)
+    double = actual.dtype == torch.float64
+    expect_close(actual.detach(), expected, (1e-13 if double else 3e-6) * scale, "gram")
+    for x, g, e in zip(leaves, gradients, exact_gradients, strict=True):
+        magnitude = e.abs().max().item() + x.detach().double().abs().max().item() * n**0.5
+        info = torch.finfo(x.dtype)
+        bound = ((1e-12 if double else 1e-5) + info.eps) * magnitude
+        finite = e.abs() < 0.9 * info.max
+        expect_close(g[finite], e[finite], bound, f"gradient of gram in {tuple(x.shape)} {x.dtype}")
+
+
+def _configure(rng: random.Random) -> None:
+    threads, native.instruction_set = settings(rng)
+    torch.set_num_threads(threads)
+
+
+def compare_public(
+    rng: random.Random,
+    operation: Callable[..., Tensor],
+    oracle: Callable[..., Tensor],
+    xs: list[Tensor],
+    ys: list[Tensor],
+    debiased: bool,
+) -> None:
+    _configure(rng)
+    # One leaf for each tensor: xs and ys may share some.
+    leaves = {id(t): t.detach().requires_grad_(rng.random() < 0.7) for t in [*xs, *ys]}
+    exact = {key: t.detach().double().requires_grad_(t.requires_grad) for key, t in leaves.items()}
+    actual = operation([leaves[id(x)] for x in xs], [leaves[id(y)] for y in ys])
+    expected = oracle([exact[id(x)] for x in xs], [exact[id(y)] for y in ys])
+    amplification = max(condition(t.detach(), debiased) for t in leaves.values())
+    if amplification > 1e3:
+        return  # nearly constant: the values are rounding noise, and need only not crash
+    double = actual.dtype == torch.float64
+    precision = 1e-12 if double else 1e-6
+    expect_close(
+        actual.detach(),
+        expected.detach(),
+        (1e-11 if double else 1e-5) * max(1, amplification / 10),
+        "CKA",
+    )
+    wanted = [key for key, t in leaves.items() if t.requires_grad]
+    if not expected.requires_grad:
+        return
+    grad = torch.randn(expected.shape, dtype=torch.float64)
+    arguments = {"allow_unused": True, "materialize_grads": True}
+    gradients = torch.autograd.grad(
+        actual, [leaves[k] for k in wanted], grad.to(actual.dtype), **arguments
+    )
+    exact_gradients = torch.autograd.grad(expected, [exact[k] for k in wanted], grad, **arguments)
+    for key, g, e in zip(wanted, gradients, exact_gradients, strict=True):
+        x = leaves[key].detach()
+        centered = reference.center_features(
+            exact[key].detach().flatten(1) if x.dim() > 1 else exact[key].detach()[:, None]
+        )
+        # CKA does not change with X's scale: 1/||X|| is the scale of its gradient.
+        scale = e.norm() + grad.abs().sum() * amplification / centered.norm()
+        info = torch.finfo(x.dtype)
+        bound = (
+            20 * precision * scale
+            + info.eps * e.norm()
+            + info.smallest_normal * info.eps * e.numel() ** 0.5
+        )
+        error = (g.double() - e).norm()
+        expect(
+            error <= bound, f"gradient in {tuple(x.shape)} {x.dtype}: off by {error}, bound {bound}"
+        )
+
+
+def good_calls(rng: random.Random) -> dict[str, tuple[dict[str, Any], list[Tensor]]]:
+    """Arguments of one good call of each function, and the tensors that they point into."""
+    n, layers = 8, 2
+    x, y = torch.randn(n, 3), torch.randn(n, 5)
+    grams, stats = torch.randn(layers, n, n), torch.ones(layers, 2, dtype=torch.float64)
+    values, flags = torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.bool)
+    grad, out = torch.ones(2, dtype=torch.float64), torch.empty(layers, n, n)
+    owners = [
+        x,
+        y,
+        grams,
+        stats,
+        values,
+        flags,
+        grad,
+        out,
+        torch.empty_like(x),
+        torch.empty_like(y),
+    ]
+    views = [(t.data_ptr(), 1, n, t.size(1), t.size(1), 1) for t in (x, y)]
+    outs = [(t.data_ptr(), 1, n, t.size(1), t.size(1), 1) for t in owners[-2:]]
+    stack = {"grams": grams.data_ptr(), "dtype": 1, "layers": layers, "n": n}
+    aligned = {
+        **stack,
+        "stats": stats.data_ptr(),
+        "left": [0, 1],
+        "right": [1, 1],
+        "values": values.data_ptr(),
+        "degenerate": flags.data_ptr(),
+    }
+    pointers = {"grad": grad.data_ptr(), "wanted": [0, 1], "out": out.data_ptr()}
+    run = {"threads": rng.randint(1, 5), "instruction_set": ""}
+    calls = {
+        "gram": {
+            **{"layers": views, "centering": 1, "grams": grams.data_ptr(), "dtype": 1, "n": n},
+            **{"stats": stats.data_ptr(), **run},
+        },
+        "alignment": {**aligned, **run},
+        "coefficients": {**aligned, **pointers, **run},
+        "symmetrize": {
+            **{"grads": grams.data_ptr(), "dtype": 1, "layers": layers, "n": n},
+            **{"center": True, "out": out.data_ptr(), **run},
+        },
+        "apply": {
+            **{"coefficients": grams.data_ptr(), "dtype": 1, "n": n, "layers": views},
+            **{"outs": outs, "shifted": True, **run},
+        },
+    }
+    return {name: (arguments, owners) for name, arguments in calls.items()}
+
+
+HUGE = [2**62, 2**63 - 1, 2**63, 2**64, 10**30]
+NOT_A_NUMBER = [None, "8", 2.5, [], object()]
+BAD_NUMBERS: dict[str, list[Any]] = {
+    "n": [-1, 0, -(2**63), *HUGE],
+    "dtype": [-1, 2, 3, 4, *HUGE],
+    "centering": [-1, 3, 2**31, *HUGE],
+    "threads": [0, -1, 4097, 2**31 - 1, 2**31, *HUGE],
+    "instruction_set": ["sse9", "AVX2", "avx2 ", "\0", 3, None, b"\xff"],
+    "center": ["yes", [], object()],
+    "shifted": ["yes", [], object()],
+}
+BAD_POINTERS = [0, 1, 2**63 - 1, *HUGE[2:], -1, -(2**63)]
+BAD_INDICES = [[0, 2], [-1, 0], [0, 2**62], [0, 2**64], [0, None], [0.5, 1], "01", None, 7]
+BAD_LISTS = [[0], [0, 1, 1], []]  # left and right of different lengths
+
+
+def bad_view(rng: random.Random, view: Sequence[int]) -> Any:
+    wrong: dict[int, list[Any]] = {
+        0: [0, view[0] + 1, view[0] + 2, 2**63 - 1, 2**64],
+        1: [-1, 4, 2**40, 2**64],
+        2: [-1, 0, 7, 9, *HUGE],
+        3: [-1, 0, *HUGE],
+        4: [-1, -(2**63), *HUGE],
+        5: [-1, -(2**63), *HUGE],
+    }
+    if rng.random() < 0.2:
+        return rng.choice([None, 3, "view", view[:5], (*view, 1), []])
+    place = rng.randrange(6)
+    changed: list[Any] = list(view)
+    changed[place] = rng.choice([*wrong[place], *NOT_A_NUMBER])
+    return tuple(changed)
+
+
+def bad_value(rng: random.Random, name: str, good: Any) -> Any:
+    if name in ("layers", "outs") and isinstance(good, list):
+        views = list(good)
+        kind = rng.randrange(4)
+        if kind == 0:
+            return rng.choice(
+                [None, 5, "layers", [None], [[]], *([[]] if name == "layers" else [])]
+            )
+        if kind == 1 and name == "outs":
+            return rng.choice([views[:1], [*views, views[0]], views[::-1]])
+        if kind == 2 and name == "outs":  # elements that share an address
+            views[0] = (*views[0][:4], *rng.choice([(0, 1), (3, 0), (2, 1), (0, 0)]))
+            return views
+        place = rng.randrange(len(views))
+        views[place] = bad_view(rng, views[place])
+        return views
+    if name in BAD_NUMBERS:
+        return rng.choice(
+            [*BAD_NUMBERS[name], *([] if isinstance(good, (bool, str)) else NOT_A_NUMBER)]
+        )
+    if name == "layers":
+        return rng.choice([0, -1, *HUGE, *NOT_A_NUMBER])
+    if name in ("left", "right"):
+        return rng.choice([*BAD_INDICES, *BAD_LISTS])
+    if name == "wanted":
+        return rng.choice(BAD_INDICES)
+    if name == "degenerate":  # single bytes: nothing is misaligned
+        return rng.choice([0, *HUGE[2:], -1, -(2**63) - 1, *NOT_A_NUMBER])
+    return rng.choice([*BAD_POINTERS, good + 1, *NOT_A_NUMBER])
+
+
+def call_badly(rng: random.Random) -> None:
+    calls = good_calls(rng)
+    function = rng.choice(list(calls))
+    arguments, owners = calls[function]
+    call = getattr(_native, function)
+    call(**arguments)
+    name = rng.choice(list(arguments))
+    bad = {**arguments, name: bad_value(rng, name, arguments[name])}
+    if rng.random() < 0.05:
+        del bad[name]
+        if name == "instruction_set":
+            return
+    try:
+        call(**bad)
+    except REJECTED:
+        return
+    finally:
+        del owners
+    raise Mismatch(f"{function} accepted {name} = {bad[name]!r} in {bad}")
+
+
+CALLS: dict[Callable[[random.Random], None], float] = {
+    call_gram: 3,
+    call_alignment: 1,
+    call_coefficients: 1,
+    call_symmetrize: 1,
+    call_apply: 3,
+    call_public: 2,
+    call_public_gram: 1,
+    call_badly: 2,
+}
+
+
+def fuzz_one(seed: int, index: int) -> None:
+    """Make call number ``index`` of the run with this seed; raises on a wrong answer."""
+    rng = random.Random(f"{seed} {index}")
+    torch.manual_seed(rng.getrandbits(60))
+    (call,) = rng.choices(list(CALLS), list(CALLS.values()))
+    threads, instruction_set = torch.get_num_threads(), native.instruction_set
+    try:
+        call(rng)
+    except Exception as error:
+        again = f"python tests/fuzz_native.py --calls 1 --seed {seed} --start {index}"
+        raise AssertionError(f"{call.__name__}: {error}; again with: {again}") from error
+    finally:
+        torch.set_num_threads(threads)
+        native.instruction_set = instruction_set
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--calls", type=int, default=100_000, help="how many calls to make")
+    parser.add_argument("--seed", type=int, default=0, help="which run")
+    parser.add_argument("--start", type=int, default=0, help="number of the first call")
+    arguments = parser.parse_args()
+    for index in tqdm(range(arguments.start, arguments.start + arguments.calls), unit="call"):
+        fuzz_one(arguments.seed, index)
+    print(f"{arguments.calls} calls from {arguments.start} on, seed {arguments.seed}: all right")
+
+
+if __name__ == "__main__":
+    main()
