@@ -11,7 +11,6 @@ from pyguide import _native
 
 __all__ = ["Ceilings"]
 
-_SECONDS = 0.05  # of one timing of the register-only probe
 _REPEATS = 3  # of each measurement, so that one disturbance is not the sample
 
 
@@ -27,12 +26,13 @@ class Ceilings:
 
     def __init__(self, *, quick: bool, samples: dict[str, list[float]] | None = None):
         self.gemm_size = 256 if quick else 2048
+        self.probe_seconds = 0.002 if quick else 0.05
         self.copy_count = (1 << 20) if quick else (1 << 26)  # float32; 256 MiB
         self.samples = samples or {"probe": [], "sgemm": [], "copy": []}
 
     def measure(self) -> None:
         """Add a sample of each, at torch's number of threads."""
-        self.samples["probe"].append(_probe())
+        self.samples["probe"].append(_probe(self.probe_seconds))
         self.samples["sgemm"].append(_sgemm(self.gemm_size))
         self.samples["copy"].append(_copy(self.copy_count))
 
@@ -60,10 +60,11 @@ def _fastest(function: Callable[[], object]) -> float:
     return min(times)
 
 
-def _probe() -> float:
+def _probe(least: float) -> float:
+    """At as many steps as take ``least`` seconds."""
     threads = torch.get_num_threads()
     steps, seconds = 1 << 12, 0.0
-    while seconds < _SECONDS:
+    while seconds < least:
         steps *= 2
         start = time.perf_counter()
         flop = _native.fma_peak(steps, threads)

@@ -18,7 +18,7 @@ from pyguide.experiments.errors import UserError
 
 __all__ = ["main"]
 
-_QUICK = {"n": (16,), "rounds": 3, "budget": 2.0}
+_QUICK = {"n": (32,), "rounds": 3, "budget": 2.0}
 
 
 def main(args: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:

@@ -63,16 +63,14 @@ def _measure(workload: Workload, n: int, seed: int, name: str) -> dict[str, int]
         return "not available: no /proc/self/clear_refs"
     run = candidate(name).make(workload)
     assert run is not None
-    # Libraries load at the first call: at tiny sizes, or, where the first call compiles for
-    # the sizes it gets, at the real ones.
-    small = workload.tiny()
-    warm_up = candidate(name).make(small)
-    assert warm_up is not None
     problem = workload.make(n, seed)
-    if name == "compile":
+    # Libraries load at the first call, so that one comes before: at tiny sizes or, where it
+    # compiles for the sizes it gets, at the real ones.
+    if candidate(name).compiles:
         run(problem)
     else:
-        warm_up(small.make(small.n or 16, seed))
+        small = workload.tiny()
+        run(small.make(small.n or 16, seed))
     _return_free_memory()
     _CLEAR_REFS.write_text("5")  # resets VmHWM
     before = _status("VmRSS")

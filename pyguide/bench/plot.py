@@ -65,7 +65,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
     ticks = _draw_bars(axes, found)
     axes.axvline(1, color="black", lw=0.9)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_formatter(_tick)
+    axes.xaxis.set_minor_formatter(_tick)
     axes.set(yticks=ticks, yticklabels=list(found), xlabel="speed relative to eager torch")
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.25)
@@ -89,6 +90,11 @@ def _draw_bars(axes: Any, found: dict[str, dict[str, tuple[float, float, float]]
             y += 1
         y += 1
     return ticks
+
+
+def _tick(value: float, _: float) -> str:
+    """Label 1, 2 and 5 times a power of ten."""
+    return f"{value:g}" if f"{value:e}"[0] in "125" else ""
 
 
 def _title(result: dict[str, Any]) -> str:

@@ -51,14 +51,12 @@ def _summarize_row(row: dict[str, Any], ceiling: float, samples: dict[str, list[
 
 
 def _ratios(samples: list[float], base: list[float]) -> list[float]:
-    """Round by round; a single call is compared with the median."""
-    if len(samples) == len(base):
-        return [s / b for s, b in zip(samples, base, strict=True)]
-    return (
-        [statistics.median(samples) / b for b in base]
-        if len(samples) == 1
-        else [s / statistics.median(base) for s in samples]
-    )
+    """Round by round; where one was called once, that call with every sample of the other."""
+    if len(samples) == 1:
+        samples = samples * len(base)
+    if len(base) == 1:
+        base = base * len(samples)
+    return [s / b for s, b in zip(samples, base, strict=True)]
 
 
 def save(path: Path, result: dict[str, Any]) -> None:

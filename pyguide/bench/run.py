@@ -126,13 +126,13 @@ def _run_workload(load: Workload, n: int, options: Options, progress: Progress) 
     chosen = candidates_of(load, list(options.candidates))
     rows: dict[str, dict[str, Any]] = {c.name: _row(c, load, n) for c in chosen}
     able = [c for c in chosen if rows[c.name]["status"] == "timed"]
-    threads = torch.get_num_threads()
-    for i, c in enumerate(able):
-        progress(0.2 * i / len(able), f"memory of {c.name}")
-        rows[c.name]["memory"] = peak_memory(load, n, options.seed, c.name, threads)
     if able:
-        progress(0.2, "inputs and reference")
-        _time(able, rows, load, load.make(n, options.seed), options, progress)
+        _time(able, rows, load, n, options, progress)
+    # After the timing, whose tensors are gone by now.
+    timed = [name for name, row in rows.items() if row["status"] == "timed"]
+    for i, name in enumerate(timed):
+        progress(0.8 + 0.2 * i / len(timed), f"memory of {name}")
+        rows[name]["memory"] = peak_memory(load, n, options.seed, name, torch.get_num_threads())
     return {
         "workload": load.name,
         "n": n,
@@ -163,19 +163,43 @@ def _time(
     able: list[Candidate],
     rows: dict[str, dict[str, Any]],
     load: Workload,
-    problem: Problem,
+    n: int,
     options: Options,
     progress: Progress,
 ) -> None:
-    torch.compiler.reset()
+    """Fill in the rows of the candidates."""
+    progress(0.0, "inputs and reference")
+    problem = load.make(n, options.seed)
+    timed = _first_calls(able, rows, load, problem, progress)
+    plan = Plan(options.rounds, options.budget, sample=0.001 if options.quick else 0.02)
+    time_interleaved(
+        list(timed.values()), problem, plan, lambda part: progress(0.3 + 0.5 * part, "rounds")
+    )
+    for name, times in timed.items():
+        rows[name] |= {
+            "first_call_seconds": times.first,
+            "compiles": times.compiles,
+            "calls_per_sample": times.calls,
+            "samples": times.samples,
+        }
+
+
+def _first_calls(
+    able: list[Candidate],
+    rows: dict[str, dict[str, Any]],
+    load: Workload,
+    problem: Problem,
+    progress: Progress,
+) -> dict[str, Timed]:
+    """Call every candidate once and check what it returns."""
     expected = exact(load, problem)
     timed: dict[str, Timed] = {}
-    for c in able:
-        progress(0.3, f"first call of {c.name}")
+    for i, c in enumerate(able):
+        progress(0.1 + 0.2 * i / len(able), f"first call of {c.name}")
+        call = c.make(load)
+        assert call is not None
         try:
-            call = c.make(load)
-            assert call is not None
-            first, got = first_call(call, problem)
+            first, got = first_call(call, problem, compiles=c.compiles)
         except Exception as error:  # a peer's or the compiler's; the others still run
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             rows[c.name] |= {"status": "failed", "reason": reason}
@@ -187,18 +211,7 @@ def _time(
             "wrong": found.wrong,
         }
         timed[c.name] = Timed(call, first, compiles=c.compiles)
-    del expected
-    plan = Plan(options.rounds, options.budget, sample=0.001 if options.quick else 0.02)
-    time_interleaved(
-        list(timed.values()), problem, plan, lambda part: progress(0.4 + 0.6 * part, "rounds")
-    )
-    for name, times in timed.items():
-        rows[name] |= {
-            "first_call_seconds": times.first,
-            "compiles": times.compiles,
-            "calls_per_sample": times.calls,
-            "samples": times.samples,
-        }
+    return timed
 
 
 def _json(value: float | None) -> float | str | None:

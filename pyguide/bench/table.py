@@ -10,7 +10,7 @@ _HEAD = (
     "candidate",
     "median",
     "quartiles",
-    "x pyguide",
+    "/ pyguide",
     "quartiles",
     "peak memory",
     "of ceiling",

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+
+import torch
+import torch.compiler.config as compiler_config
 
 from pyguide.bench.candidates import Result, Run
 from pyguide.bench.workloads import Problem
@@ -45,11 +49,19 @@ class Timed:
     samples: list[float] = field(default_factory=list)
 
 
-def first_call(run: Run, problem: Problem) -> tuple[float, Result]:
-    """Seconds of the first, cold call, and what it returned."""
-    start = time.perf_counter()
-    result = run(problem)
-    return time.perf_counter() - start, result
+def first_call(run: Run, problem: Problem, *, compiles: bool) -> tuple[float, Result]:
+    """Seconds of the first, cold call, and what it returned.
+
+    What ``compiles`` starts from nothing, without the caches that torch keeps on disk.
+    """
+    with ExitStack() as stack:
+        if compiles:
+            torch.compiler.reset()
+            no_caches = compiler_config.patch(force_disable_caches=True)  # type: ignore[attr-defined]
+            stack.enter_context(no_caches)
+        start = time.perf_counter()
+        result = run(problem)
+        return time.perf_counter() - start, result
 
 
 def _seconds(run: Run, problem: Problem, calls: int) -> float:

@@ -17,7 +17,7 @@ CONV = (65536,) * 5 + (32768,) * 5 + (16384,) * 5 + (8192,) * 5 + (512,)
 
 # Each layer is _SIGNALS directions that all layers share, as many of its own, and noise, so that
 # CKA is neither near 0 nor near 1 at any width.
-_SIGNALS = 8
+_SIGNALS = 4
 
 
 @dataclass(frozen=True)
