@@ -87,6 +87,8 @@ def _options(args: argparse.Namespace) -> Options:
         smallest = min(given[name]) if name == "n" and name in given else given.get(name, least)
         if smallest < least:
             raise UserError(f"--{name}: expected at least {least}, got {smallest}")
+    if args.plot is not None and "eager" not in given.get("candidates", ("eager",)):
+        raise UserError("--plot draws speeds relative to eager: add it to --candidates")
     if args.threads is not None and args.threads < 1:
         raise UserError(f"--threads: expected at least 1, got {args.threads}")
     defaults = {"candidates": candidates, **quick}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import signal
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -21,6 +22,9 @@ def peak_memory(
     workload: Workload, n: int, seed: int, name: str, threads: int
 ) -> dict[str, int] | str:
     """Memory that one call of a candidate adds to its process, results included.
+
+    The call is the first at its sizes, so that workspaces which libraries then keep count;
+    of a candidate that compiles it is the second.
 
     Returns
     -------
@@ -42,6 +46,9 @@ def peak_memory(
     except EOFError:
         process.join()
         return f"not available: the process ended early (exit code {process.exitcode})"
+    except BaseException:
+        process.terminate()
+        raise
     finally:
         receiver.close()
         process.join()
@@ -51,6 +58,7 @@ def peak_memory(
 def _work(
     workload: Workload, n: int, seed: int, name: str, threads: int, sender: Connection
 ) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it, without its traceback
     torch.set_num_threads(threads)
     try:
         sender.send(_measure(workload, n, seed, name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -57,6 +58,8 @@ def first_call(run: Run, problem: Problem, *, compiles: bool) -> tuple[float, Re
     with ExitStack() as stack:
         if compiles:
             torch.compiler.reset()
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="dynamo_pgo force disabled")
             no_caches = compiler_config.patch(force_disable_caches=True)  # type: ignore[attr-defined]
             stack.enter_context(no_caches)
         start = time.perf_counter()

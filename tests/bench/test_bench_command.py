@@ -238,6 +238,7 @@ def test_threads_are_set_for_the_run_alone(tmp_path, threads):
         (["--budget", "-1"], "--budget: expected at least 0, got -1.0"),
         (["--threads", "0"], "--threads: expected at least 1, got 0"),
         (["--resume"], "--resume needs --out"),
+        (["--plot", "x.png", "--candidates", "pyguide"], "--plot draws speeds relative to eager"),
         (["--plot-from", "x.json"], "--plot-from needs --plot"),
         (["--plot-from", "missing.json", "--plot", "x.png"], "missing.json: cannot read it"),
         (["--plot-from", "text.json", "--plot", "x.png"], "text.json: not JSON"),
