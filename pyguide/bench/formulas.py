@@ -31,12 +31,20 @@ def gram(x: Tensor) -> Tensor:
     return x @ x.T
 
 
+def _distance(k: Tensor, m: Tensor) -> Tensor:
+    """``1 - CKA`` of centred Gram matrices, also of a batch of them.
+
+    By sums, since ``Tensor.norm`` in float32 made the loss 2e-3 off at n = 4096.
+    """
+    km, kk, mm = ((a * b).sum(dim=(-2, -1)) for a, b in ((k, m), (k, k), (m, m)))
+    return 1 - km / (kk.sqrt() * mm.sqrt())
+
+
 def eager_loss(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
     """What a careful user writes: one Gram a layer, of centred features."""
     loss = torch.zeros(())
     for x, y in zip(xs, ys, strict=True):
-        k, m = gram(x), gram(y)
-        loss = loss + 1 - (k * m).sum() / (k.norm() * m.norm())
+        loss = loss + _distance(gram(x), gram(y))
     return loss
 
 
@@ -45,8 +53,7 @@ def eager_loss_16bit(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
     loss = torch.zeros(())
     for x, y in zip(xs, ys, strict=True):
         x, y = x - x.mean(dim=0), y - y.mean(dim=0)
-        k, m = (x @ x.T).float(), (y @ y.T).float()
-        loss = loss + 1 - (k * m).sum() / (k.norm() * m.norm())
+        loss = loss + _distance((x @ x.T).float(), (y @ y.T).float())
     return loss
 
 
@@ -63,9 +70,7 @@ def eager_loss_feature_space(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
 def eager_loss_batched(x: Tensor, y: Tensor) -> Tensor:
     """:func:`eager_loss` of every token of (n, T, d) layers, with batched products."""
     x, y = (x - x.mean(dim=0)).transpose(0, 1), (y - y.mean(dim=0)).transpose(0, 1)
-    k, m = x @ x.mT, y @ y.mT
-    cka = (k * m).sum(dim=(1, 2)) / (k.norm(dim=(1, 2)) * m.norm(dim=(1, 2)))
-    return (1 - cka).sum()
+    return _distance(x @ x.mT, y @ y.mT).sum()
 
 
 def lightly_loss(x: Tensor, y: Tensor) -> Tensor:

@@ -81,9 +81,9 @@ def _measure(workload: Workload, n: int, seed: int, name: str) -> dict[str, int]
         run(small.make(small.n or 16, seed))
     _return_free_memory()
     _CLEAR_REFS.write_text("5")  # resets VmHWM
-    before = _status("VmRSS")
+    before, _ = _resident()
     result = run(problem)
-    peak, after = _status("VmHWM"), _status("VmRSS")
+    after, peak = _resident()
     del result
     return {"peak": peak - before, "retained": after - before}
 
@@ -95,11 +95,11 @@ def _return_free_memory() -> None:
         trim(0)
 
 
-def _status(field: str) -> int:
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise LookupError(f"{_STATUS} has no {field}")
+def _resident() -> tuple[int, int]:
+    """Resident memory in bytes: now, and at most since VmHWM was reset."""
+    lines = (line.split() for line in _STATUS.read_text().splitlines())
+    kib = {words[0]: int(words[1]) for words in lines if words and words[0].startswith("Vm")}
+    return kib["VmRSS:"] * 1024, kib["VmHWM:"] * 1024
 
 
 def available_bytes() -> int | None:

@@ -68,6 +68,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes.xaxis.set_major_formatter(_tick)
     axes.xaxis.set_minor_formatter(_tick)
     axes.set(yticks=ticks, yticklabels=list(found), xlabel="speed relative to eager torch")
+    axes.margins(y=0.02)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
