@@ -60,6 +60,10 @@ struct Kernels {
   double (*sum)(const T* x, int64_t count);
   double (*dot)(const T* x, const T* y, int64_t count);
   void (*add_scaled)(double scale, const T* x, double* y, int64_t count);
+
+  // Multiply-adds on registers alone, about `steps` for each sum of a tile; returns how many.
+  // *sum is the factor, a little below 1, and then a result, so that nothing is optimised away.
+  int64_t (*peak)(int64_t steps, T* sum);
 };
 
 struct KernelSet {

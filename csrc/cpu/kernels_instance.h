@@ -133,7 +133,7 @@ struct Instance {
 
   static constexpr Kernels<T> table() {
     return {kSliver, column_shift<T>, Pack::pack, accumulate, store, center<double>, center<T>,
-            sum, dot, add_scaled};
+            sum, dot, add_scaled, Peak<T, W, kRows * kVectors>::run};
   }
 };
 

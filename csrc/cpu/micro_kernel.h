@@ -14,6 +14,27 @@ struct VectorOf {
   typedef T type __attribute__((vector_size(W * sizeof(T))));
 };
 
+// Sums that stay in registers from the first multiply-add to the last: how fast these units are when
+// nothing is loaded. Every sum goes to a fixed point near 1. Returns the multiply-adds done and
+// one of the sums.
+template <class T, int W, int kSums>
+struct Peak {
+  static inline int64_t run(int64_t steps, T* sum) {
+    using Vector = typename VectorOf<T, W>::type;
+    Vector sums[kSums];
+    const Vector factor = *sum - Vector{}, addend = T(1) - factor;
+#pragma GCC unroll 32
+    for (int i = 0; i < kSums; ++i) sums[i] = T(i) - Vector{};
+    for (int64_t step = 0; step < steps; ++step) {
+#pragma GCC unroll 32
+      for (int i = 0; i < kSums; ++i) sums[i] = sums[i] * factor + addend;
+    }
+    for (int i = 1; i < kSums; ++i) sums[0] += sums[i];
+    *sum = sums[0][0];
+    return steps * kSums * W;
+  }
+};
+
 template <class T, int W, int kRows, int kVectors>
 struct MicroKernel {
   using Vector = typename VectorOf<T, W>::type;
