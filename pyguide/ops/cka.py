@@ -35,7 +35,7 @@ def _register_route(name: str, route: Any) -> tuple[Any, Any]:
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         values = layers[0].new_empty(len(left), dtype=torch.float64)
         degenerate = layers[0].new_empty(len(left), dtype=torch.bool)
-        return values, degenerate, route.fake_saved(layers)
+        return values, degenerate, route.fake_saved(layers, left, right)
 
     def fake_backward(
         grad: Tensor,

@@ -68,8 +68,7 @@ def _check_layer(argument: str, index: int, x: Tensor) -> None:
         )
     if x.dtype not in DTYPE_CODES:
         raise TypeError(
-            f"{_name(argument, index)} must be float64, float32, bfloat16 or float16, "
-            f"got {x.dtype}"
+            f"{_name(argument, index)} must be float64, float32, bfloat16 or float16, got {x.dtype}"
         )
     if x.dim() == 0:
         raise ValueError(f"{_name(argument, index)} must have shape (n, ...), got a scalar")
