@@ -17,8 +17,8 @@ constexpr int kThreads[] = {1, 2, 3, 7};
 
 inline std::vector<int64_t> widths_for(int64_t n) {
   if (n < 100) return {1, 2, 7, 16, 23, 64, 65, 511, 512, 513, 1100};
-  if (n == 257) return {1, 17, 1100};
-  return {1, 17, 97, 300};
+  if (n == 257) return {1, 17, 600};
+  return n < 300 ? std::vector<int64_t>{1, 17, 97, 300} : std::vector<int64_t>{1, 17, 97};
 }
 
 // Layers, or outputs for them, of every width and dtype with n samples; the layouts take turns.

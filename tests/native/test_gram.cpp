@@ -65,7 +65,7 @@ void check_layers(int64_t n, const std::vector<DType>& dtypes, DType output) {
       expected.push_back(reference::gram(x->values(), n, x->cols(), centering));
     }
     for_each_configuration([&](const cpu::KernelSet& kernels, int threads) {
-      Stack grams(output, int64_t(layers.size()), n), again(output, int64_t(layers.size()), n);
+      Stack grams(output, int64_t(layers.size()), n);
       std::vector<LayerStats> stats(layers.size());
       LayerStats* filled = centering == Centering::kNone ? nullptr : stats.data();
       cpu::gram(views, centering, {grams.data(), output, grams.layers(), n}, filled, kernels,
@@ -76,9 +76,11 @@ void check_layers(int64_t n, const std::vector<DType>& dtypes, DType output) {
         if (filled) check_stats(stats[l], expected[l], *layers[l], grams, where);
       }
       check_symmetric(grams, description(*layers[0], centering, kernels, threads));
+      if (threads != 3) return;
+      Stack again(output, int64_t(layers.size()), n);
       cpu::gram(views, centering, {again.data(), output, again.layers(), n}, filled, kernels,
                 threads);
-      CHECK(grams.same_bytes(again), "n " << n << ", threads " << threads);
+      CHECK(grams.same_bytes(again), "n " << n << ": repeated, the bits differ");
     });
   }
 }
