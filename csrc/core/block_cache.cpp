@@ -40,21 +40,27 @@ class Cache {
     }
   }
 
-  void* acquire(size_t bytes) {
-    const int index = size_index(bytes);
-    if (index == kSizes) return allocate(bytes);
-    if (free_[index] == nullptr) return allocate(kSmallest << index);
-    FreeBlock* block = free_[index];
-    free_[index] = block->next;
-    kept_ -= kSmallest << index;
-    return block;
+  MemoryBlock acquire(size_t bytes) {
+    const int fitting = size_index(bytes);
+    // A larger block whose pages are there already is better than a fitting one without.
+    for (int index = fitting; index < kSizes && index <= fitting + 2; ++index) {
+      if (free_[index] == nullptr) continue;
+      FreeBlock* block = free_[index];
+      free_[index] = block->next;
+      kept_ -= kSmallest << index;
+      return {block, kSmallest << index};
+    }
+    if (fitting < kSizes) bytes = kSmallest << fitting;
+    return {allocate(bytes), bytes};
   }
 
-  void release(void* block, size_t bytes) noexcept {
-    const int index = size_index(bytes);
-    if (index == kSizes || kept_ + (kSmallest << index) > kMostKept) return deallocate(block);
-    free_[index] = new (block) FreeBlock{free_[index]};
-    kept_ += kSmallest << index;
+  void release(const MemoryBlock& block) noexcept {
+    if (size_index(block.bytes) == kSizes || kept_ + block.bytes > kMostKept) {
+      return deallocate(block.data);
+    }
+    FreeBlock*& first = free_[size_index(block.bytes)];
+    first = new (block.data) FreeBlock{first};
+    kept_ += block.bytes;
   }
 
  private:
@@ -70,11 +76,11 @@ thread_local Cache cache;
 
 // AddressSanitizer sees the end of a block only if it has the size that was asked for.
 #ifdef __SANITIZE_ADDRESS__
-void* acquire_block(size_t bytes) { return allocate(bytes); }
-void release_block(void* block, size_t) noexcept { deallocate(block); }
+MemoryBlock acquire_block(size_t bytes) { return {allocate(bytes), bytes}; }
+void release_block(const MemoryBlock& block) noexcept { deallocate(block.data); }
 #else
-void* acquire_block(size_t bytes) { return cache.acquire(bytes); }
-void release_block(void* block, size_t bytes) noexcept { cache.release(block, bytes); }
+MemoryBlock acquire_block(size_t bytes) { return cache.acquire(bytes); }
+void release_block(const MemoryBlock& block) noexcept { cache.release(block); }
 #endif
 
 }  // namespace pyguide

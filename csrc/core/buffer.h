@@ -14,17 +14,16 @@ namespace pyguide {
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(int64_t count) : bytes_(bytes(count)), data_(acquire_block(bytes_)) {}
-  Buffer(Buffer&& other) noexcept
-      : bytes_(other.bytes_), data_(std::exchange(other.data_, nullptr)) {}
+  explicit Buffer(int64_t count) : block_(acquire_block(bytes(count))) {}
+  Buffer(Buffer&& other) noexcept : block_(std::exchange(other.block_, {nullptr, 0})) {}
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   Buffer& operator=(Buffer&&) = delete;
   ~Buffer() {
-    if (data_ != nullptr) release_block(data_, bytes_);
+    if (block_.data != nullptr) release_block(block_);
   }
 
-  T* get() const { return static_cast<T*>(data_); }
+  T* get() const { return static_cast<T*>(block_.data); }
 
  private:
   static size_t bytes(int64_t count) {
@@ -32,8 +31,7 @@ class Buffer {
     return size_t(count) * sizeof(T);
   }
 
-  size_t bytes_;
-  void* data_;
+  MemoryBlock block_;
 };
 
 }  // namespace pyguide
