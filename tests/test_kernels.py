@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import mmap
+import platform
 import subprocess
 import sys
 import threading
@@ -248,6 +249,18 @@ def test_one_openmp_runtime() -> None:
     maps = Path("/proc/self/maps").read_text().splitlines()
     runtimes = {line.split()[-1] for line in maps if "libgomp" in line or "libomp" in line}
     assert len(runtimes) == 1, runtimes
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="x86-64 has these instruction sets")
+def test_instances_are_chosen_by_what_the_cpu_has() -> None:
+    info = Path("/proc/cpuinfo").read_text()
+    flags = set(next(line for line in info.splitlines() if line.startswith("flags")).split())
+    expected = ["portable"]
+    if {"avx2", "fma"} <= flags:
+        expected.insert(0, "avx2")
+    if {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= flags:
+        expected.insert(0, "avx512")
+    assert _native.instruction_sets() == expected
 
 
 def test_instances_agree(monkeypatch) -> None:

@@ -89,24 +89,6 @@ struct Instance {
     return sum;
   }
 
-  template <class From>
-  static double center(const From* row, double b_i, const double* b, int64_t count, T* out) {
-    double lanes[kLanes] = {};
-    int64_t j = 0;
-    for (; j + kLanes <= count; j += kLanes) {
-      for (int64_t l = 0; l < kLanes; ++l) {
-        const T value = T(double(row[j + l]) - (b_i + b[j + l]));
-        out[j + l] = value;
-        lanes[l] += double(value) * double(value);
-      }
-    }
-    for (; j < count; ++j) {
-      out[j] = T(double(row[j]) - (b_i + b[j]));
-      lanes[0] += double(out[j]) * double(out[j]);
-    }
-    return total(lanes);
-  }
-
   static double sum(const T* x, int64_t count) {
     double lanes[kLanes] = {};
     int64_t i = 0;
@@ -125,6 +107,13 @@ struct Instance {
     }
     for (; i < count; ++i) lanes[0] += double(x[i]) * double(y[i]);
     return total(lanes);
+  }
+
+  // In two loops: GCC 12 sums unrounded values where one loop writes `out` over `row`.
+  template <class From>
+  static double center(const From* row, double b_i, const double* b, int64_t count, T* out) {
+    for (int64_t j = 0; j < count; ++j) out[j] = T(double(row[j]) - (b_i + b[j]));
+    return dot(out, out, count);
   }
 
   static void add_scaled(double scale, const T* x, double* y, int64_t count) {

@@ -1,7 +1,8 @@
 // The CPU backend's entry points. All pointers are host memory that the caller owns; all work
 // happens before the call returns. Results depend on the input, the instruction set and
-// `threads` only. Arguments are not checked here but by core/checks.h. Workspace is freed on every
-// path; std::bad_alloc is thrown before any thread is started.
+// `threads` only. Arguments are not checked here but by core/checks.h. Workspace is released on every
+// path (core/block_cache.h says what the thread keeps); std::bad_alloc is thrown before any thread
+// is started.
 #pragma once
 
 #include <cstdint>
