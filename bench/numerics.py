@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 
 import pyguide
 from pyguide import reference
+from pyguide.bench.machine import cpu_name
 
 try:
     from cka import cka_from_features
@@ -45,16 +45,6 @@ CANDIDATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 if cka_from_features is not None:
     CANDIDATES["pytorch-cka"] = lambda x, y: cka_from_features(x, y).squeeze()
-
-
-def cpu_name() -> str:
-    """The processor's own name, where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def layers(seed: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from typing import NoReturn
 import torch
 
 import pyguide
-from pyguide import _native, experiments
+from pyguide import _native, bench, experiments
 
 __all__ = ["main"]
 
@@ -21,6 +21,8 @@ EXAMPLES = """examples:
   pyguide train deep-fcn                  the deep-FCN experiment, about six minutes
   pyguide train deep-fcn --quick          the same in half a minute
   pyguide train deep-fcn --help           every option of an experiment
+  pyguide bench --quick                   does every benchmark work?
+  pyguide bench --help                    benchmarks against other libraries
 """
 
 
@@ -64,6 +66,7 @@ def build_parser() -> Parser:
     info.add_argument("--json", action="store_true", help="print one JSON object")
     info.set_defaults(func=print_info)
     experiments.add_train_parser(subparsers)
+    bench.add_bench_parser(subparsers)
     return parser
 
 

@@ -114,7 +114,9 @@ def test_what_routes_save_is_what_they_say() -> None:
     saved = native.alignment(layers, [0], [1], debiased=False)
     from pyguide.ops import sample_space
 
-    for fake, real in zip(sample_space.fake_saved(layers), saved[2:], strict=True):
+    for fake, real in zip(sample_space.fake_saved(layers, [0], [1]), saved[2:], strict=True):
         assert fake.shape == real.shape and fake.dtype == real.dtype
-    saved = feature_space.forward(layers, [0], [1], False)[2]
-    assert len(saved) == len(feature_space.fake_saved(layers))
+    products = feature_space.forward(layers, [0], [1], False)[2]
+    fakes = feature_space.fake_saved(layers, [0], [1])
+    for fake, real in zip(fakes, products, strict=True):
+        assert fake.shape == real.shape and fake.dtype == real.dtype

@@ -158,6 +158,14 @@ void apply(int64_t coefficients, int dtype, int64_t n, const std::vector<ViewTup
   cpu::apply(problems, stack.dtype, shifted, kernels, threads);
 }
 
+double fma_peak(int64_t steps, int threads, const std::string& instruction_set) {
+  check_threads(threads);
+  require(steps >= 1 && steps <= int64_t(1) << 40, "steps must be between 1 and 2^40");
+  const cpu::KernelSet& kernels = cpu::kernel_set(instruction_set);
+  py::gil_scoped_release release;
+  return cpu::fma_peak(steps, kernels, threads);
+}
+
 std::string compiler() {
 #if defined(__clang__)
   return "clang " __clang_version__;
@@ -189,4 +197,5 @@ PYBIND11_MODULE(_native, m) {
         py::arg("n"), py::arg("center"), py::arg("out"), py::arg("threads"), isa);
   m.def("apply", &apply, py::arg("coefficients"), py::arg("dtype"), py::arg("n"),
         py::arg("layers"), py::arg("outs"), py::arg("shifted"), py::arg("threads"), isa);
+  m.def("fma_peak", &fma_peak, py::arg("steps"), py::arg("threads"), isa);
 }

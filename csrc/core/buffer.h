@@ -1,33 +1,37 @@
-// Workspace: aligned, uninitialised, freed on every path.
+// Workspace: aligned, uninitialised, released on every path.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <new>
+#include <utility>
+
+#include "core/block_cache.h"
 
 namespace pyguide {
 
-// Throws std::bad_alloc, which the binding turns into MemoryError.
+// Throws std::bad_alloc, which the binding turns into MemoryError. Lives and dies on one thread.
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(int64_t count)
-      : data_(static_cast<T*>(::operator new(bytes(count), std::align_val_t(kAlignment)))) {}
+  explicit Buffer(int64_t count) : block_(acquire_block(bytes(count))) {}
+  Buffer(Buffer&& other) noexcept : block_(std::exchange(other.block_, {nullptr, 0})) {}
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  Buffer& operator=(Buffer&&) = delete;
+  ~Buffer() {
+    if (block_.data != nullptr) release_block(block_);
+  }
 
-  T* get() const { return data_.get(); }
+  T* get() const { return static_cast<T*>(block_.data); }
 
  private:
-  static constexpr size_t kAlignment = 64;
-
   static size_t bytes(int64_t count) {
     if (count < 0 || count > PTRDIFF_MAX / int64_t(sizeof(T))) throw std::bad_array_new_length();
     return size_t(count) * sizeof(T);
   }
 
-  struct Free {
-    void operator()(T* p) const { ::operator delete(p, std::align_val_t(kAlignment)); }
-  };
-  std::unique_ptr<T, Free> data_;
+  MemoryBlock block_;
 };
 
 }  // namespace pyguide

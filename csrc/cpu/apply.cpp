@@ -26,15 +26,46 @@ struct Block {
   int64_t row, rows;
 };
 
-struct Workspace {
-  Workspace(int64_t n, int64_t sliver)
-      : shift(panel_cols(n)),
-        coefficients(round_up(std::min(n, kRows), sliver) * std::min(n, kDepth)),
-        features(round_up(panel_cols(n), sliver) * std::min(n, kDepth)),
-        sums(n <= kDepth ? 0 : round_up(kRows, sliver) * round_up(panel_cols(n), sliver)) {}
+// No larger than these problems need. Sizes are in floats.
+class Workspace {
+ public:
+  Workspace(const std::vector<ApplyProblem>& problems, int64_t n, int64_t max_sliver)
+      : cols_(widest_panel(problems, n)),
+        floats_(any_in_double(problems) ? 2 : 1),
+        shift_(cols_ * floats_),
+        coefficients_(round_up(std::min(n, kRows), max_sliver) * std::min(n, kDepth) * floats_),
+        features_(round_up(cols_, max_sliver) * std::min(n, kDepth) * floats_),
+        sums_(n <= kDepth ? 0 : round_up(kRows, max_sliver) * round_up(cols_, max_sliver)) {}
 
-  // Large enough for either arithmetic type.
-  Buffer<double> shift, coefficients, features, sums;
+  template <class T>
+  T* shift() const {
+    return reinterpret_cast<T*>(shift_.get());
+  }
+  template <class T>
+  T* coefficients() const {
+    return reinterpret_cast<T*>(coefficients_.get());
+  }
+  template <class T>
+  T* features() const {
+    return reinterpret_cast<T*>(features_.get());
+  }
+  double* sums() const { return sums_.get(); }
+
+ private:
+  static int64_t widest_panel(const std::vector<ApplyProblem>& problems, int64_t n) {
+    int64_t cols = 0;
+    for (const ApplyProblem& problem : problems) cols = std::max(cols, problem.x.cols);
+    return std::min(cols, panel_cols(n));
+  }
+  static bool any_in_double(const std::vector<ApplyProblem>& problems) {
+    return std::any_of(problems.begin(), problems.end(), [](const ApplyProblem& problem) {
+      return problem.x.dtype == DType::kFloat64;
+    });
+  }
+
+  int64_t cols_, floats_;
+  Buffer<float> shift_, coefficients_, features_;
+  Buffer<double> sums_;
 };
 
 template <class Out>
@@ -70,9 +101,9 @@ void apply_block(const Block& block, DType coefficient_dtype, bool shifted, int6
   const MatrixView features{x.data, x.dtype, x.cols, n, x.col_stride, x.row_stride};
   const Operand left{a, ShiftAxis::kNone};
   const Operand right{features, shifted ? ShiftAxis::kRow : ShiftAxis::kNone};
-  T* packed_a = reinterpret_cast<T*>(workspace.coefficients.get());
-  T* packed_x = reinterpret_cast<T*>(workspace.features.get());
-  T* shift = reinterpret_cast<T*>(workspace.shift.get());
+  T* packed_a = workspace.coefficients<T>();
+  T* packed_x = workspace.features<T>();
+  T* shift = workspace.shift<T>();
   const int64_t panel = panel_cols(n);
   const bool one_pass = n <= kDepth;
   if (one_pass) kernels.pack(left, {block.row, block.rows, 0, n}, nullptr, packed_a);
@@ -85,7 +116,7 @@ void apply_block(const Block& block, DType coefficient_dtype, bool shifted, int6
       continue;
     }
     const int64_t ld = round_up(cols, kernels.sliver);
-    double* sums = workspace.sums.get();
+    double* sums = workspace.sums();
     std::fill(sums, sums + round_up(block.rows, kernels.sliver) * ld, 0.0);
     for (int64_t k = 0; k < n; k += kDepth) {
       const int64_t depths = std::min(kDepth, n - k);
@@ -118,7 +149,7 @@ void apply(const std::vector<ApplyProblem>& problems, DType coefficient_dtype, b
   threads = threads_for(partition.cost(), threads);
   const int64_t max_sliver = std::max(set.f32.sliver, set.f64.sliver);
   std::vector<Workspace> workspaces;
-  for (int t = 0; t < threads; ++t) workspaces.emplace_back(n, max_sliver);
+  for (int t = 0; t < threads; ++t) workspaces.emplace_back(problems, n, max_sliver);
 
   parallel(threads, [&](int t) {
     for (int64_t b = 0; b < partition.items(); ++b) {

@@ -10,6 +10,16 @@
 
 namespace pyguide::cpu {
 
+template <class T>
+double center_row(const T* row, double b_i, const double* b, int64_t count, T* out,
+                  const Kernels<T>& kernels) {
+  return kernels.center(row, b_i, b, count, out);
+}
+inline double center_row(const double* row, double b_i, const double* b, int64_t count, float* out,
+                         const Kernels<float>& kernels) {
+  return kernels.center_sums(row, b_i, b, count, out);
+}
+
 // Writes the centred form of K to `to` (row-major, contiguous), rounding once, and returns its
 // statistics. `from` has leading dimension `ld`; it may be `to` itself. `scratch` holds 2n.
 //
@@ -44,9 +54,16 @@ LayerStats center(const From* from, int64_t ld, To* to, int64_t n, Centering cen
   parallel_for(threads, n, [&](int64_t i) {
     const From* row = from + i * ld;
     To* out = to + i * n;
-    for (int64_t j = 0; j < n; ++j) out[j] = To(double(row[j]) - (b[i] + b[j]));
-    if (zero_diagonal) out[i] = To(0);
-    row_norm[i] = kernels_for<To>(kernels).dot(out, out, n);
+    auto center = [&](int64_t first, int64_t last) {
+      return center_row(row + first, b[i], b + first, last - first, out + first,
+                        kernels_for<To>(kernels));
+    };
+    if (zero_diagonal) {
+      row_norm[i] = center(0, i) + center(i + 1, n);
+      out[i] = To(0);
+    } else {
+      row_norm[i] = center(0, n);
+    }
   });
   double norm_squared = 0;
   for (int64_t i = 0; i < n; ++i) norm_squared += row_norm[i];

@@ -5,8 +5,8 @@
 
 namespace pyguide::cpu {
 
-#ifdef PYGUIDE_HAVE_AVX2
-extern const KernelSet kAvx2Kernels;
+#ifdef PYGUIDE_HAVE_X86_64
+extern const KernelSet kAvx512Kernels, kAvx2Kernels;
 #endif
 extern const KernelSet kPortableKernels;
 
@@ -14,8 +14,13 @@ namespace {
 
 std::vector<const KernelSet*> supported_sets() {
   std::vector<const KernelSet*> sets;
-#ifdef PYGUIDE_HAVE_AVX2
+#ifdef PYGUIDE_HAVE_X86_64
+  // Also asks whether the operating system saves the wider registers.
   __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
+    sets.push_back(&kAvx512Kernels);
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     sets.push_back(&kAvx2Kernels);
   }

@@ -17,9 +17,10 @@ namespace {
 
 constexpr int64_t kBlock = 256;  // results of a block: 256 x 256, summed in double
 constexpr int64_t kPanel = 512;  // features summed in T before they are added to the double sums
-// Packing one element costs about as much as this many multiply-adds (0.73 ns against 19 a ns, AVX2
+constexpr int64_t kSmallestPanel = 64;
+// Packing one element costs about as much as this many multiply-adds (0.4 ns against 23 a ns, AVX2
 // on Zen 1): balances the threads.
-constexpr double kPackCost = 14;
+constexpr double kPackCost = 9;
 
 struct Block {
   int64_t layer;
@@ -36,8 +37,6 @@ bool multiplies_in_double(const MatrixView& x) {
   return x.dtype == DType::kFloat64 || x.rows <= kFewSamples;
 }
 
-int64_t panels(const MatrixView& x) { return ceil_div(x.cols, kPanel); }
-
 std::vector<Block> blocks_of(const std::vector<MatrixView>& layers, int64_t n) {
   std::vector<Block> blocks;
   for (int64_t l = 0; l < int64_t(layers.size()); ++l) {
@@ -50,64 +49,96 @@ std::vector<Block> blocks_of(const std::vector<MatrixView>& layers, int64_t n) {
   return blocks;
 }
 
-Partition partition_of(const std::vector<Block>& blocks, const std::vector<MatrixView>& layers) {
+Partition partition_of(const std::vector<Block>& blocks, const std::vector<MatrixView>& layers,
+                       int64_t panel) {
   std::vector<int64_t> units;
   std::vector<double> costs;
   for (const Block& block : blocks) {
     const MatrixView& x = layers[block.layer];
     const double products = double(block.rows) * double(block.cols) * (block.diagonal() ? 0.5 : 1);
     const double packed = double(block.rows + (block.diagonal() ? 0 : block.cols));
-    units.push_back(panels(x));
-    costs.push_back((products + kPackCost * packed) * double(std::min(kPanel, x.cols)));
+    units.push_back(ceil_div(x.cols, panel));
+    costs.push_back((products + kPackCost * packed) * double(std::min(panel, x.cols)));
   }
   return Partition(std::move(units), std::move(costs));
 }
 
-// Where one thread packs, sums and centres. A thread shares at most its first and its last block
-// with other threads, so two sets of sums hold everything until all threads are done.
+// Narrower panels where there would be fewer of them than threads, and for layers that are narrow
+// themselves: at 64 x 256 as fast, in half the workspace.
+int64_t panel_for(const std::vector<Block>& blocks, const std::vector<MatrixView>& layers,
+                  int threads) {
+  int64_t panels = 0, cols = 0, widest = 0;
+  for (const Block& block : blocks) {
+    const MatrixView& x = layers[block.layer];
+    panels += ceil_div(x.cols, kPanel);
+    cols += x.cols;
+    widest = std::max(widest, x.cols);
+  }
+  const int64_t panel = widest <= kPanel / 2 ? kPanel / 4 : kPanel;
+  if (panels >= threads) return panel;
+  return std::min(panel, round_up(ceil_div(cols, threads), kSmallestPanel));
+}
+
+// Where one thread packs, sums and centres: no larger than these layers need, since fresh memory
+// costs small problems more time than their products. A thread shares at most its first and its
+// last block with other threads, so two sets of sums hold everything until all threads are done.
 class Workspace {
  public:
-  Workspace(int64_t n, int64_t max_sliver)
+  Workspace(const std::vector<MatrixView>& layers, int64_t n, int64_t panel, int64_t max_sliver)
       : side_(round_up(std::min(n, kBlock), max_sliver)),
-        packed_(2 * side_ * kPanel + kPanel),
+        shift_(panel_size(layers, panel, 1)),
+        rows_(panel_size(layers, panel, side_)),
+        columns_(n > kBlock ? panel_size(layers, panel, side_) : 0),
         sums_(2 * side_ * side_),
         scratch_(2 * side_) {}
 
   template <class T>
   T* shift() const {
-    return reinterpret_cast<T*>(packed_.get());
+    return reinterpret_cast<T*>(shift_.get());
   }
   template <class T>
-  T* packed(int which) const {
-    return reinterpret_cast<T*>(packed_.get() + kPanel + which * side_ * kPanel);
+  T* rows() const {
+    return reinterpret_cast<T*>(rows_.get());
+  }
+  template <class T>
+  T* columns() const {
+    return reinterpret_cast<T*>(columns_.get());
   }
   double* sums(int which) const { return sums_.get() + which * side_ * side_; }
   double* scratch() const { return scratch_.get(); }
 
  private:
+  // In floats, for `side` samples of a panel of any of the layers.
+  static int64_t panel_size(const std::vector<MatrixView>& layers, int64_t panel, int64_t side) {
+    int64_t size = 0;
+    for (const MatrixView& x : layers) {
+      const int64_t floats = multiplies_in_double(x) ? 2 : 1;
+      size = std::max(size, side * std::min(panel, x.cols) * floats);
+    }
+    return size;
+  }
+
   int64_t side_;
-  Buffer<double> packed_;  // large enough for either arithmetic type
-  Buffer<double> sums_;
-  Buffer<double> scratch_;
+  Buffer<float> shift_, rows_, columns_;
+  Buffer<double> sums_, scratch_;
 };
 
 template <class T>
-void sum_block(const MatrixView& x, const Block& block, int64_t first_panel, int64_t last_panel,
-               bool shifted, const Workspace& workspace, double* sums,
+void sum_block(const MatrixView& x, const Block& block, int64_t first_col, int64_t last_col,
+               int64_t panel, bool shifted, const Workspace& workspace, double* sums,
                const Kernels<T>& kernels) {
   const int64_t ld = round_up(block.cols, kernels.sliver);
   std::fill(sums, sums + round_up(block.rows, kernels.sliver) * ld, 0.0);
   const Operand operand{x, shifted ? ShiftAxis::kDepth : ShiftAxis::kNone};
   T* shift = workspace.shift<T>();
-  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-    const int64_t col = panel * kPanel;
-    const int64_t cols = std::min(kPanel, x.cols - col);
+  for (int64_t col = first_col; col < std::min(last_col, x.cols); col += panel) {
+    const int64_t cols = std::min(panel, x.cols - col);
     if (shifted) kernels.column_shift(x, col, cols, shift);
-    T* rows = workspace.packed<T>(0);
+    T* rows = workspace.rows<T>();
     kernels.pack(operand, {block.row, block.rows, col, cols}, shift, rows);
     T* columns = rows;
     if (!block.diagonal()) {
-      columns = workspace.packed<T>(1);
+      columns = workspace.columns<T>();
       kernels.pack(operand, {block.col, block.cols, col, cols}, shift, columns);
     }
     kernels.accumulate(rows, columns, block.rows, block.cols, cols, block.diagonal(), sums, ld);
@@ -184,11 +215,12 @@ template <class Out>
 void gram_as(const std::vector<MatrixView>& layers, Centering centering, const GramStack& grams,
              LayerStats* stats, const KernelSet& set, int threads) {
   const std::vector<Block> blocks = blocks_of(layers, grams.n);
-  const Partition partition = partition_of(blocks, layers);
-  threads = threads_for(partition.cost(), threads);
+  threads = threads_for(partition_of(blocks, layers, kPanel).cost(), threads);
+  const int64_t panel = panel_for(blocks, layers, threads);
+  const Partition partition = partition_of(blocks, layers, panel);
   const int64_t max_sliver = std::max(set.f32.sliver, set.f64.sliver);
   std::vector<Workspace> workspaces;
-  for (int t = 0; t < threads; ++t) workspaces.emplace_back(grams.n, max_sliver);
+  for (int t = 0; t < threads; ++t) workspaces.emplace_back(layers, grams.n, panel, max_sliver);
   const Finish<Out> finish(centering, grams, stats, set);
 
   auto leading_dimension = [&](const Block& block) {
@@ -206,9 +238,9 @@ void gram_as(const std::vector<MatrixView>& layers, Centering centering, const G
       double* sums = workspace.sums(first > 0 ? 0 : 1);
       const bool shifted = centering != Centering::kNone;
       if (multiplies_in_double(x)) {
-        sum_block(x, block, first, last, shifted, workspace, sums, set.f64);
+        sum_block(x, block, first * panel, last * panel, panel, shifted, workspace, sums, set.f64);
       } else {
-        sum_block(x, block, first, last, shifted, workspace, sums, set.f32);
+        sum_block(x, block, first * panel, last * panel, panel, shifted, workspace, sums, set.f32);
       }
       if (first > 0 || last < partition.units(b)) continue;  // shared: summed below
       finish.block(block, sums, leading_dimension(block), workspace.scratch(), 1);

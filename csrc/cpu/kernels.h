@@ -27,6 +27,8 @@ struct Part {
   int64_t depth, depths;
 };
 
+constexpr int64_t kStoreCols = 512;
+
 // T is the arithmetic type: float for float32 and 16-bit inputs, double for float64.
 template <class T>
 struct Kernels {
@@ -46,14 +48,22 @@ struct Kernels {
   void (*accumulate)(const T* p, const T* q, int64_t rows, int64_t cols, int64_t depths,
                      bool lower, double* sums, int64_t ld);
 
-  // out[row + i, col + j] = (P Q^T)_ij, rounded to out's type.
+  // out[row + i, col + j] = (P Q^T)_ij, rounded to out's type; at most kStoreCols columns.
   void (*store)(const T* p, const T* q, int64_t rows, int64_t cols, int64_t depths,
                 const MatrixView& out, int64_t row, int64_t col);
 
   // Loops over n x n matrices; all sums are in double.
+  //
+  // out[j] = row[j] - (b_i + b[j]), rounded once; returns the squared norm of what was written.
+  double (*center_sums)(const double* row, double b_i, const double* b, int64_t count, T* out);
+  double (*center)(const T* row, double b_i, const double* b, int64_t count, T* out);
   double (*sum)(const T* x, int64_t count);
   double (*dot)(const T* x, const T* y, int64_t count);
   void (*add_scaled)(double scale, const T* x, double* y, int64_t count);
+
+  // Multiply-adds on registers alone, about `steps` for each sum of a tile; returns how many.
+  // *sum is the factor, a little below 1, and then a result, so that nothing is optimised away.
+  int64_t (*peak)(int64_t steps, T* sum);
 };
 
 struct KernelSet {

@@ -16,50 +16,58 @@ struct Instance {
   using Micro = MicroKernel<T, W, kRows, kVectors>;
   static constexpr int64_t kSliver = Micro::kSliver;
   using Pack = Packing<T, W, kSliver>;
+  static constexpr int64_t kMaxStoreCols = kStoreCols / kSliver * kSliver + kSliver;
 
-  // Calls body(i, j, tile) for every register tile of P Q^T; the slivers of Q stay in L1 while
-  // P streams from L2.
-  template <class Body>
-  static inline void for_each_tile(const T* p, const T* q, int64_t rows, int64_t cols,
-                                   int64_t depths, bool lower, Body&& body) {
+  // How many vectors of the tile at (i, j) hold wanted results.
+  static inline int64_t live_vectors(int64_t i, int64_t j, int64_t cols, bool lower) {
+    int64_t live = cols - j;
+    if (lower && i + kRows - j < live) live = i + kRows - j;
+    return live >= kSliver ? kVectors : (live + W - 1) / W;
+  }
+
+  static inline const T* packed_rows(const T* p, int64_t i, int64_t depths) {
+    return p + (i / kSliver) * kSliver * depths + i % kSliver;
+  }
+
+  // The slivers of Q stay in L1 while P streams from L2.
+  static void accumulate(const T* p, const T* q, int64_t rows, int64_t cols, int64_t depths,
+                         bool lower, double* sums, int64_t ld) {
     alignas(64) T tile[kRows * kSliver];
     for (int64_t j = 0; j < cols; j += kSliver) {
-      const T* q_sliver = q + j * depths;
-      const int64_t first = lower ? j : 0;
-      for (int64_t i = first; i < rows; i += kRows) {
-        const T* p_rows = p + (i / kSliver) * kSliver * depths + i % kSliver;
-        Micro::run(p_rows, q_sliver, depths, tile);
-        body(i, j, tile);
+      for (int64_t i = lower ? j : 0; i < rows; i += kRows) {
+        const int64_t live = live_vectors(i, j, cols, lower);
+        Micro::run(packed_rows(p, i, depths), q + j * depths, depths, live, tile, kSliver);
+        for (int64_t v = 0; v < live; ++v) {
+          for (int64_t r = 0; r < kRows; ++r) {
+            double* to = sums + (i + r) * ld + j + v * W;
+            const T* from = tile + r * kSliver + v * W;
+            for (int64_t c = 0; c < W; ++c) to[c] += double(from[c]);
+          }
+        }
       }
     }
   }
 
-  static void accumulate(const T* p, const T* q, int64_t rows, int64_t cols, int64_t depths,
-                         bool lower, double* sums, int64_t ld) {
-    for_each_tile(p, q, rows, cols, depths, lower, [&](int64_t i, int64_t j, const T* tile) {
-      for (int64_t r = 0; r < kRows; ++r) {
-        double* to = sums + (i + r) * ld + j;
-        for (int64_t c = 0; c < kSliver; ++c) to[c] += double(tile[r * kSliver + c]);
-      }
-    });
-  }
-
+  // Row by row of tiles, so that the lines of `out` are written once and whole.
   template <class Out>
   static void store_as(const T* p, const T* q, int64_t rows, int64_t cols, int64_t depths,
                        Out* out, int64_t row_stride, int64_t col_stride) {
-    for_each_tile(p, q, rows, cols, depths, false, [&](int64_t i, int64_t j, const T* tile) {
-      const int64_t live_rows = rows - i < kRows ? rows - i : kRows;
-      const int64_t live_cols = cols - j < kSliver ? cols - j : kSliver;
-      for (int64_t r = 0; r < live_rows; ++r) {
-        Out* to = out + (i + r) * row_stride + j * col_stride;
-        const T* from = tile + r * kSliver;
-        if (col_stride == 1 && live_cols == kSliver) {
-          for (int64_t c = 0; c < kSliver; ++c) narrow(from[c], to[c]);
+    alignas(64) T strip[kRows * kMaxStoreCols];
+    for (int64_t i = 0; i < rows; i += kRows) {
+      for (int64_t j = 0; j < cols; j += kSliver) {
+        const int64_t live = live_vectors(i, j, cols, false);
+        Micro::run(packed_rows(p, i, depths), q + j * depths, depths, live, strip + j, kMaxStoreCols);
+      }
+      for (int64_t r = 0; r < kRows && i + r < rows; ++r) {
+        const T* from = strip + r * kMaxStoreCols;
+        Out* to = out + (i + r) * row_stride;
+        if (col_stride == 1) {
+          for (int64_t c = 0; c < cols; ++c) narrow(from[c], to[c]);
         } else {
-          for (int64_t c = 0; c < live_cols; ++c) narrow(from[c], to[c * col_stride]);
+          for (int64_t c = 0; c < cols; ++c) narrow(from[c], to[c * col_stride]);
         }
       }
-    });
+    }
   }
 
   static void store(const T* p, const T* q, int64_t rows, int64_t cols, int64_t depths,
@@ -79,6 +87,24 @@ struct Instance {
     double sum = 0;
     for (double lane : lanes) sum += lane;
     return sum;
+  }
+
+  template <class From>
+  static double center(const From* row, double b_i, const double* b, int64_t count, T* out) {
+    double lanes[kLanes] = {};
+    int64_t j = 0;
+    for (; j + kLanes <= count; j += kLanes) {
+      for (int64_t l = 0; l < kLanes; ++l) {
+        const T value = T(double(row[j + l]) - (b_i + b[j + l]));
+        out[j + l] = value;
+        lanes[l] += double(value) * double(value);
+      }
+    }
+    for (; j < count; ++j) {
+      out[j] = T(double(row[j]) - (b_i + b[j]));
+      lanes[0] += double(out[j]) * double(out[j]);
+    }
+    return total(lanes);
   }
 
   static double sum(const T* x, int64_t count) {
@@ -106,7 +132,8 @@ struct Instance {
   }
 
   static constexpr Kernels<T> table() {
-    return {kSliver, column_shift<T>, Pack::pack, accumulate, store, sum, dot, add_scaled};
+    return {kSliver, column_shift<T>, Pack::pack, accumulate, store, center<double>, center<T>,
+            sum, dot, add_scaled, Peak<T, W, kRows * kVectors>::run};
   }
 };
 

@@ -68,4 +68,8 @@ struct ApplyProblem {
 void apply(const std::vector<ApplyProblem>& problems, DType coefficient_dtype, bool shifted,
            const KernelSet& kernels, int threads);
 
+// Runs `steps` float32 multiply-adds for each of a tile's vector registers on every thread, touching
+// no memory, and returns the FLOPs: the benchmarks time it.
+double fma_peak(int64_t steps, const KernelSet& kernels, int threads);
+
 }  // namespace pyguide::cpu

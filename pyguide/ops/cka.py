@@ -35,7 +35,7 @@ def _register_route(name: str, route: Any) -> tuple[Any, Any]:
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         values = layers[0].new_empty(len(left), dtype=torch.float64)
         degenerate = layers[0].new_empty(len(left), dtype=torch.bool)
-        return values, degenerate, route.fake_saved(layers)
+        return values, degenerate, route.fake_saved(layers, left, right)
 
     def fake_backward(
         grad: Tensor,
@@ -168,39 +168,41 @@ def cka_pairs_and_flags(
     """
     check_precision(precision)
     _check_layers(debiased, ("xs[]", xs), ("ys[]", ys))
-    checked = check_pairs(pairs, len(xs), len(ys))
-    if not checked:
-        every = [*xs, *ys]
-        device = every[0].device if every else None
-        dtype = result_dtype(every) if every else torch.float32
-        return torch.zeros(0, dtype=dtype, device=device), torch.zeros(
-            0, dtype=torch.bool, device=device
-        )
-    device = xs[0].device
-    if not has_native_backend(device):
-        return reference.cka_pairs_and_flags(xs, ys, pairs=checked, debiased=debiased)
+    return _checked_cka(xs, ys, check_pairs(pairs, len(xs), len(ys)), debiased, route)
+
+
+def _checked_cka(
+    xs: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    pairs: list[tuple[int, int]],
+    debiased: bool,
+    route: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    dtype = result_dtype([*xs, *ys])
+    if not pairs:
+        device = next((x.device for x in (*xs, *ys)), None)
+        values = torch.zeros(0, dtype=dtype, device=device)
+        return values, torch.zeros(0, dtype=torch.bool, device=device)
+    if not has_native_backend(xs[0].device):
+        return reference.cka_pairs_and_flags(xs, ys, pairs=pairs, debiased=debiased)
 
     # Only layers that a pair uses are touched; each distinct one gets one Gram matrix.
-    used = [xs[i] for i, _ in checked] + [ys[j] for _, j in checked]
+    used = [xs[i] for i, _ in pairs] + [ys[j] for _, j in pairs]
     layers, positions = _distinct(used)
-    indices = list(zip(positions[: len(checked)], positions[len(checked) :], strict=True))
-    values: list[Tensor] = []
-    flags: list[Tensor] = []
-    order: list[int] = []
-    for part in split_by_route(layers, indices, route):
-        value, flag = _align(
-            part.in_feature_space, part.pairs, debiased, [layers[i] for i in part.layers]
-        )
-        values.append(value)
-        flags.append(flag)
-        order += part.positions
-    dtype = result_dtype([*xs, *ys])
-    if len(values) == 1:
-        return values[0].to(dtype), flags[0]
+    indices = list(zip(positions[: len(pairs)], positions[len(pairs) :], strict=True))
+    parts = split_by_route(layers, indices, route)
+    results = [
+        _align(p.in_feature_space, p.pairs, debiased, [layers[i] for i in p.layers]) for p in parts
+    ]
+    if len(results) == 1:
+        values, flags = results[0]
+        return values.to(dtype), flags
+    order = [position for part in parts for position in part.positions]
     inverse = [0] * len(order)
     for at, position in enumerate(order):
         inverse[position] = at
-    return torch.cat([v.to(dtype) for v in values])[inverse], torch.cat(flags)[inverse]
+    values = torch.cat([v.to(dtype) for v, _ in results])[inverse]
+    return values, torch.cat([f for _, f in results])[inverse]
 
 
 def cka_pairs(
@@ -287,8 +289,9 @@ def cka(x: Tensor, y: Tensor, *, debiased: bool = False, precision: str | None =
     >>> pyguide.cka(x, -5 * x + 1)
     tensor(1.)
     """
+    check_precision(precision)
     _check_layers(debiased, ("x", [x]), ("y", [y]))
-    return cka_pairs([x], [y], debiased=debiased, precision=precision)[0]
+    return _checked_cka([x], [y], [(0, 0)], debiased)[0].squeeze(0)
 
 
 def cka_matrix(
@@ -321,10 +324,10 @@ def cka_matrix(
             [0.7746, 1.0000]])
     """
     ys = xs if ys is None else ys
+    check_precision(precision)
     _check_layers(debiased, ("xs[]", xs), ("ys[]", ys))
     pairs = [(i, j) for i in range(len(xs)) for j in range(len(ys))]
-    values = cka_pairs(xs, ys, pairs=pairs, debiased=debiased, precision=precision)
-    return values.reshape(len(xs), len(ys))
+    return _checked_cka(xs, ys, pairs, debiased)[0].reshape(len(xs), len(ys))
 
 
 class CKALoss(torch.nn.Module):

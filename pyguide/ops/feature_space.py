@@ -2,8 +2,9 @@
 
 With column-centred X and Y, ``<Kc, Lc> = ||Y^T X||^2``; the debiased inner product is
 ``||Y^T X||^2 - n/(n-2) sum_i |x_i|^2 |y_i|^2 + ||X||^2 ||Y||^2 / ((n-1)(n-2))`` (Song et al.
-2012, written for features). Computed in float64 throughout: the debiased terms cancel, and the
-matrices are small where this route is chosen.
+2012, written for features). As in sample space, the exact mean is subtracted before anything is
+multiplied and products are summed in float32 over at most 512 samples, then in float64; float64
+layers and small batches are multiplied in float64.
 """
 
 from __future__ import annotations
@@ -14,50 +15,55 @@ import torch
 from torch import Tensor
 
 from pyguide.ops.native import result_dtype
-from pyguide.reference import center_features
 
-__all__ = ["backward", "fake_saved", "forward"]
+__all__ = ["backward", "fake_saved", "forward", "products_of"]
+
+_CHUNK = 512  # samples that are summed in float32
+_FEW_SAMPLES = 16  # as kFewSamples in csrc/cpu/gram.cpp
+
+
+def products_of(layers: int, left: list[int], right: list[int]) -> list[tuple[int, int]]:
+    """The products ``X_i^T X_j``, i <= j, that these pairs need: every layer's own ones first."""
+    pairs = {(min(i, j), max(i, j)) for i, j in zip(left, right, strict=True) if i != j}
+    return [(i, i) for i in range(layers)] + sorted(pairs)
 
 
 def _centered(x: Tensor) -> Tensor:
-    return center_features(x.reshape(x.size(0), -1).double())
+    """X minus its exact column means, (n, d), in the type that it is multiplied in."""
+    x = x.reshape(x.size(0), -1)
+    in_double = x.dtype == torch.float64 or x.size(0) <= _FEW_SAMPLES
+    x = x.to(torch.float64 if in_double else torch.float32)
+    centered = x - x.mean(dim=0)
+    # What rounding left of the mean: 6e-5 standard deviations at an offset of 1000.
+    return centered.sub_(centered.mean(dim=0))
 
 
-class _Products:
-    """Inner products of centred layers, each computed once, and their derivatives."""
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    """``X^T Y`` in float64."""
+    if x.dtype != y.dtype or x.dtype == torch.float64:
+        return x.double().T @ y.double()
+    total = torch.zeros((x.size(1), y.size(1)), dtype=torch.float64)
+    for rows, others in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
+        total += rows.T @ others
+    return total
 
-    def __init__(self, layers: list[Tensor], debiased: bool):
-        self.x = [_centered(x) for x in layers]
-        self.n = layers[0].size(0)
+
+class _Inner:
+    """Inner products ``<K°_i, K°_j>`` of centred layers from the products of their features."""
+
+    def __init__(self, x: list[Tensor], products: dict[tuple[int, int], Tensor], debiased: bool):
+        self.n = x[0].size(0)
+        self.products = products
         self.debiased = debiased
-        self.row_norms = [x.square().sum(dim=1) for x in self.x]
-        self.traces = [float(norms.sum()) for norms in self.row_norms]
-        self._cross: dict[tuple[int, int], Tensor] = {}
+        self.traces = [float(products[i, i].trace()) for i in range(len(x))]
+        self.row_norms = [t.double().square().sum(dim=1) for t in x] if debiased else []
 
-    def cross(self, i: int, j: int) -> Tensor:
-        """``X_i^T X_j``."""
-        if (j, i) in self._cross:
-            return self._cross[j, i].T
-        if (i, j) not in self._cross:
-            self._cross[i, j] = self.x[i].T @ self.x[j]
-        return self._cross[i, j]
-
-    def inner(self, i: int, j: int) -> float:
-        """``<K°_i, K°_j>``."""
-        value = float(self.cross(i, j).square().sum())
+    def __call__(self, i: int, j: int) -> float:
+        value = float(self.products[min(i, j), max(i, j)].square().sum())
         if self.debiased:
             n = self.n
             value -= n / (n - 2) * float(self.row_norms[i] @ self.row_norms[j])
             value += self.traces[i] * self.traces[j] / ((n - 1) * (n - 2))
-        return value
-
-    def derivative(self, i: int, j: int) -> Tensor:
-        """Half the derivative of ``inner(i, j)`` in X_i with X_j fixed, before H: (n, d_i)."""
-        value = self.x[j] @ self.cross(j, i)
-        if self.debiased:
-            n = self.n
-            weights = self.traces[j] / ((n - 1) * (n - 2)) - n / (n - 2) * self.row_norms[j]
-            value += weights[:, None] * self.x[i]
         return value
 
     def is_degenerate(self, i: int, norm_squared: float, eps: float) -> bool:
@@ -66,35 +72,53 @@ class _Products:
         threshold = max((16 * eps) ** 2, 2.0**-46)
         return self.traces[i] == 0 or norm_squared <= threshold * self.traces[i] ** 2
 
+    def row_weights(self, j: int) -> Tensor:
+        """What the debiased terms add to the derivative: (n,) factors of the rows of X_i."""
+        n = self.n
+        return self.traces[j] / ((n - 1) * (n - 2)) - n / (n - 2) * self.row_norms[j]
+
 
 @torch.no_grad()
+@torch.autocast("cpu", enabled=False)
 def forward(
     layers: list[Tensor], left: list[int], right: list[int], debiased: bool
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Values (P,) float64, degenerate flags (P,) bool, and nothing for the gradient."""
-    products = _Products(layers, debiased)
+    """Values (P,) float64, degenerate flags (P,) bool, and the products for the gradient."""
+    x = [_centered(layer) for layer in layers]
+    keys = products_of(len(layers), left, right)
+    products = {(i, j): _product(x[i], x[j]) for i, j in keys}
+    inner = _Inner(x, products, debiased)
     eps = torch.finfo(result_dtype(layers)).eps
-    norms = [products.inner(i, i) for i in range(len(layers))]
-    degenerate_layers = [products.is_degenerate(i, h, eps) for i, h in enumerate(norms)]
+    norms = [inner(i, i) for i in range(len(layers))]
+    degenerate_layers = [inner.is_degenerate(i, h, eps) for i, h in enumerate(norms)]
     values, flags = [], []
     for i, j in zip(left, right, strict=True):
-        inner = products.inner(i, j)
-        nan = any(math.isnan(v) for v in (inner, norms[i], norms[j]))
+        value = inner(i, j)
+        nan = any(math.isnan(v) for v in (value, norms[i], norms[j]))
         flag = not nan and (degenerate_layers[i] or degenerate_layers[j])
         flags.append(flag)
         if nan:
             values.append(math.nan)
         else:
-            values.append(0.0 if flag else inner * norms[i] ** -0.5 * norms[j] ** -0.5)
-    return torch.tensor(values, dtype=torch.float64), torch.tensor(flags, dtype=torch.bool), []
+            values.append(0.0 if flag else value * norms[i] ** -0.5 * norms[j] ** -0.5)
+    return (
+        torch.tensor(values, dtype=torch.float64),
+        torch.tensor(flags, dtype=torch.bool),
+        list(products.values()),
+    )
 
 
-def fake_saved(layers: list[Tensor]) -> list[Tensor]:
+def fake_saved(layers: list[Tensor], left: list[int], right: list[int]) -> list[Tensor]:
     """Shapes of what :func:`forward` saves."""
-    return []
+    features = [x.numel() // x.size(0) for x in layers]
+    return [
+        layers[0].new_empty((features[i], features[j]), dtype=torch.float64)
+        for i, j in products_of(len(layers), left, right)
+    ]
 
 
 @torch.no_grad()
+@torch.autocast("cpu", enabled=False)
 def backward(
     grad: Tensor,
     values: Tensor,
@@ -106,11 +130,14 @@ def backward(
     wanted: list[int],
     debiased: bool,
 ) -> list[Tensor]:
-    """Gradient of ``(grad * values).sum()`` in each wanted layer; the products are made again."""
-    products = _Products(layers, debiased)
-    norms = [products.inner(i, i) for i in range(len(layers))]
-    # Coefficients of derivative(i, j) in the gradient of layer i.
-    scales: dict[tuple[int, int], float] = {}
+    """Gradient of ``(grad * values).sum()`` in each wanted layer."""
+    x = [_centered(layer) for layer in layers]
+    products = dict(zip(products_of(len(layers), left, right), saved, strict=True))
+    inner = _Inner(x, products, debiased)
+    norms = [inner(i, i) for i in range(len(layers))]
+    # scales[i][j]: the coefficient, in the gradient of X_i, of half the derivative of
+    # <K°_i, K°_j> with X_j fixed.
+    scales: list[dict[int, float]] = [{} for _ in layers]
     for p, (i, j) in enumerate(zip(left, right, strict=True)):
         if degenerate[p]:
             continue
@@ -121,14 +148,17 @@ def backward(
             if not math.isnan(c):
                 cross = 2 * g * norms[a] ** -0.5 * norms[b] ** -0.5
                 own = -2 * g * c / norms[a]
-            scales[a, b] = scales.get((a, b), 0.0) + cross
-            scales[a, a] = scales.get((a, a), 0.0) + own
+            scales[a][b] = scales[a].get(b, 0.0) + cross
+            scales[a][a] = scales[a].get(a, 0.0) + own
     grads = []
     for w in wanted:
-        total = torch.zeros_like(products.x[w])
-        for (i, j), scale in scales.items():
-            if i == w:
-                total += scale * products.derivative(i, j)
+        total = torch.zeros_like(x[w])
+        for j, scale in scales[w].items():
+            product = products[j, w] if j <= w else products[w, j].T
+            total.addmm_(x[j].to(total.dtype), (scale * product).to(total.dtype))
+            if debiased:
+                weights = (scale * inner.row_weights(j)).to(total.dtype)
+                total.addcmul_(weights[:, None], x[w])
         total -= total.mean(dim=0)
         out = torch.empty_like(layers[w])
         grads.append(out.copy_(total.reshape(out.shape)))

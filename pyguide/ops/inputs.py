@@ -25,7 +25,7 @@ def check_layers(
     ``groups`` holds (argument name, layers); a name that ends in ``[]`` gets each layer's
     index, so that a message can say ``xs[3]``.
     """
-    first: tuple[str, Tensor] | None = None
+    first: Tensor | None = None
     for argument, layers in groups:
         if isinstance(layers, Tensor) or not isinstance(layers, Sequence):
             raise TypeError(
@@ -33,40 +33,47 @@ def check_layers(
                 f"got {type(layers).__name__}"
             )
         for index, x in enumerate(layers):
-            name = argument.replace("[]", f"[{index}]")
-            _check_layer(name, x)
-            if x.size(0) < min_samples:
-                raise ValueError(
-                    f"{name} needs at least {min_samples} samples{why}, got shape {tuple(x.shape)}"
-                )
+            _check_layer(argument, index, x)
             if first is None:
-                first = (name, x)
-            elif x.size(0) != first[1].size(0):
+                first, first_name = x, _name(argument, index)
+            n, device = x.size(0), x.device
+            if n < min_samples:
                 raise ValueError(
-                    f"all layers need the same number of samples: {first[0]} has "
-                    f"{first[1].size(0)}, {name} has {x.size(0)} (shape {tuple(x.shape)})"
+                    f"{_name(argument, index)} needs at least {min_samples} samples{why}, "
+                    f"got shape {tuple(x.shape)}"
                 )
-            elif x.device != first[1].device:
+            if n != first.size(0):
                 raise ValueError(
-                    f"all layers must be on one device: {first[0]} is on {first[1].device}, "
-                    f"{name} is on {x.device}"
+                    f"all layers need the same number of samples: {first_name} has "
+                    f"{first.size(0)}, {_name(argument, index)} has {n} (shape {tuple(x.shape)})"
+                )
+            if device != first.device:
+                raise ValueError(
+                    f"all layers must be on one device: {first_name} is on {first.device}, "
+                    f"{_name(argument, index)} is on {device}"
                 )
 
 
-def _check_layer(name: str, x: Tensor) -> None:
+def _name(argument: str, index: int) -> str:
+    return argument.replace("[]", f"[{index}]")
+
+
+def _check_layer(argument: str, index: int, x: Tensor) -> None:
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        raise TypeError(f"{_name(argument, index)} must be a tensor, got {type(x).__name__}")
     if x.layout != torch.strided or x.is_nested:
         raise TypeError(
-            f"{name} must be a dense tensor, got "
+            f"{_name(argument, index)} must be a dense tensor, got "
             f"{'a nested tensor' if x.is_nested else f'layout {x.layout}; use .to_dense()'}"
         )
     if x.dtype not in DTYPE_CODES:
-        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {x.dtype}")
+        raise TypeError(
+            f"{_name(argument, index)} must be float64, float32, bfloat16 or float16, got {x.dtype}"
+        )
     if x.dim() == 0:
-        raise ValueError(f"{name} must have shape (n, ...), got a scalar")
-    if any(size == 0 for size in x.shape[1:]):
-        raise ValueError(f"{name} has no features: shape {tuple(x.shape)}")
+        raise ValueError(f"{_name(argument, index)} must have shape (n, ...), got a scalar")
+    if x.numel() == 0 and 0 in x.shape[1:]:
+        raise ValueError(f"{_name(argument, index)} has no features: shape {tuple(x.shape)}")
 
 
 def check_pairs(

@@ -42,20 +42,19 @@ def _connected_sets(count: int, pairs: list[tuple[int, int]]) -> list[int]:
 
 
 def _feature_space_is_less(layers: list[Tensor], pairs: list[tuple[int, int]]) -> bool:
-    """Compare multiply-adds; a float64 one counts twice, and feature space is all float64."""
+    """Compare multiply-adds; a float64 one counts twice."""
     n = layers[0].size(0)
     features = [x.numel() // n for x in layers]
     wanted = [x.requires_grad for x in layers]
-    # The feature route's backward pass makes its products again.
-    times = 2 if any(wanted) else 1
+    times = [2 if x.dtype == torch.float64 else 1 for x in layers]
     sample = feature = 0
-    for x, d, needs_grad in zip(layers, features, wanted, strict=True):
-        gram, gradient = n * n * d // 2, n * n * d * needs_grad
-        sample += (gram + gradient) * (2 if x.dtype == torch.float64 else 1)
-        feature += 2 * n * d * d * (times + needs_grad)
-    for i, j in set(pairs):
+    for d, needs_grad, t in zip(features, wanted, times, strict=True):
+        sample += t * (n * n * d // 2 + n * n * d * needs_grad)
+        feature += t * n * d * d * (1 + needs_grad)
+    for i, j in {(min(pair), max(pair)) for pair in pairs}:
         if i != j:
-            feature += 2 * n * features[i] * features[j] * (times + wanted[i] + wanted[j])
+            products = 1 + wanted[i] + wanted[j]
+            feature += max(times[i], times[j]) * n * features[i] * features[j] * products
     # Under torch.compile a comparison of symbolic sizes becomes a bool by being branched on.
     if sample > _SMALL and feature < sample:  # noqa: SIM103
         return True

@@ -17,7 +17,7 @@ def forward(
     return result.values, result.degenerate, [result.grams, result.stats]
 
 
-def fake_saved(layers: list[Tensor]) -> list[Tensor]:
+def fake_saved(layers: list[Tensor], left: list[int], right: list[int]) -> list[Tensor]:
     """Shapes of what :func:`forward` saves."""
     x, n, count = layers[0], layers[0].size(0), len(layers)
     dtype = native.result_dtype(layers)

@@ -7,6 +7,7 @@
 
 #include "cpu/kernels.h"
 #include "matrix.h"
+#include "wide_instance.h"
 
 // Around the sizes of a sliver (8 to 48), of the few samples that are multiplied in double (16),
 // of a block (256) and of a panel (512).
@@ -44,10 +45,12 @@ inline std::vector<pyguide::MatrixView> views_of(
   return views;
 }
 
-// Calls body(kernels, threads) for every instruction set and thread count.
+// Calls body(kernels, threads) for every instruction set and thread count, and once for the 16-wide
+// instance.
 template <class Body>
 void for_each_configuration(Body&& body) {
   for (const std::string& name : pyguide::cpu::instruction_sets()) {
     for (int threads : kThreads) body(pyguide::cpu::kernel_set(name), threads);
   }
+  body(kWideKernels, 2);
 }

@@ -1,0 +1,240 @@
+"""Who is compared: pyguide, torch written with care, and what others publish."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pyguide
+from pyguide.bench import formulas
+from pyguide.bench.workloads import Problem, Workload
+from pyguide.ops import native
+
+__all__ = ["CANDIDATES", "Candidate", "Result", "Run", "candidate", "candidates_of"]
+
+
+@dataclass
+class Result:
+    """Values (the loss, a matrix, or one tensor a layer), and for a loss the gradient in xs."""
+
+    values: list[Tensor]
+    gradient: list[Tensor]
+
+
+Run = Callable[[Problem], Result]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to compute some of the workloads.
+
+    Attributes
+    ----------
+    make : callable
+        Given a workload, the function to time, or None where the candidate does not apply.
+    extra_bytes : callable
+        About how much memory a call needs besides the inputs, given workload and n.
+    package : (str, str), optional
+        What ``pip install`` needs, and the module that it brings.
+    compiles : bool
+        Whether its first call compiles.
+    """
+
+    name: str
+    description: str
+    make: Callable[[Workload], Run | None]
+    extra_bytes: Callable[[Workload, int], int]
+    package: tuple[str, str] | None = None
+    compiles: bool = False
+
+    def missing(self) -> str | None:
+        """Why it cannot run here, and what to do; None if it can."""
+        if self.package is None or importlib.util.find_spec(self.package[1]) is not None:
+            return None
+        return f"not installed: pip install {self.package[0]}"
+
+
+def _loss_of_lists(loss: Callable[[list[Tensor], list[Tensor]], Tensor]) -> Run:
+    """Loss of two lists of layers, and its gradient by autograd."""
+
+    def run(problem: Problem) -> Result:
+        value = loss(*problem.pairs())
+        return Result([value.detach()], list(torch.autograd.grad(value, problem.xs)))
+
+    return run
+
+
+def _loss_of_tokens(loss: Callable[[Tensor, Tensor], Tensor]) -> Run:
+    """Loss of two (n, T, d) layers, and its gradient by autograd."""
+
+    def run(problem: Problem) -> Result:
+        value = loss(problem.xs[0], problem.ys[0])
+        return Result([value.detach()], list(torch.autograd.grad(value, problem.xs)))
+
+    return run
+
+
+def _pyguide(workload: Workload) -> Run:
+    def apply(problem: Problem) -> Result:
+        assert problem.coefficients is not None
+        return Result(native.apply(problem.coefficients, problem.xs, shifted=True), [])
+
+    return {
+        "loss": _loss_of_lists(pyguide.CKALoss()),
+        "matrix": lambda p: Result([pyguide.cka_matrix(p.xs, debiased=True)], []),
+        "gram": lambda p: Result(list(pyguide.gram(p.xs)), []),
+        "apply": apply,
+    }[workload.kind]
+
+
+def _eager(workload: Workload, wrap: Callable[[Any], Any] = lambda function: function) -> Run:
+    matrix, gram = wrap(formulas.debiased_matrix), wrap(formulas.gram)
+    apply = wrap(formulas.apply)
+    return {
+        "loss": _loss_of_lists(wrap(formulas.eager_loss)),
+        "matrix": lambda p: Result([matrix(p.xs)], []),
+        "gram": lambda p: Result([gram(x) for x in p.xs], []),
+        "apply": lambda p: Result(apply(p.coefficients, p.xs), []),
+    }[workload.kind]
+
+
+def _compiled(workload: Workload) -> Run:
+    def compile(function: Any) -> Any:
+        return torch.compile(function, dynamic=False)
+
+    if workload.tokens:  # a loop over all tokens would take minutes to compile
+        return _loss_of_tokens(compile(formulas.eager_loss_batched))
+    return _eager(workload, compile)
+
+
+def _batched(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Workload], Run | None]:
+    return lambda workload: _loss_of_tokens(loss) if workload.tokens else None
+
+
+def _feature_space(workload: Workload) -> Run | None:
+    if workload.kind != "loss" or workload.n is None or workload.n <= max(workload.target):
+        return None
+    return _loss_of_lists(formulas.eager_loss_feature_space)
+
+
+def _16bit(workload: Workload) -> Run | None:
+    if workload.kind != "loss" or workload.dtype == torch.float32:
+        return None
+    return _loss_of_lists(formulas.eager_loss_16bit)
+
+
+def _official(workload: Workload) -> Run | None:
+    return _loss_of_lists(formulas.official_loss) if workload.kind == "loss" else None
+
+
+def _pytorch_cka(workload: Workload) -> Run | None:
+    if workload.kind != "matrix":
+        return None
+
+    def run(problem: Problem) -> Result:
+        from cka import cka_from_features
+
+        return Result([cka_from_features(problem.xs, problem.xs)], [])
+
+    return run
+
+
+def _squares(workload: Workload, n: int, a_pair: int) -> int:
+    """``a_pair`` n x n matrices for every pair or layer."""
+    return 4 * a_pair * len(workload.target) * max(1, workload.tokens) * n * n
+
+
+def _least_extra(workload: Workload, n: int) -> int:
+    """Results alone, and the n x n matrices."""
+    out = workload.target if workload.kind in ("loss", "apply") else ()
+    return workload.layer_bytes(n, *out) + _squares(workload, n, 4)
+
+
+def _autograd_extra(workload: Workload, n: int) -> int:
+    """The centred layers that autograd keeps, and the largest layer's temporaries."""
+    kept = workload.target if workload.kind == "loss" else ()
+    largest = max(workload.target + workload.guide)
+    return (
+        _least_extra(workload, n)
+        + workload.layer_bytes(n, *kept, *(4 * [largest]))
+        + _squares(workload, n, 8)
+    )
+
+
+def _official_extra(workload: Workload, n: int) -> int:
+    return _autograd_extra(workload, n) + _squares(workload, n, 40)
+
+
+CANDIDATES = [
+    Candidate("pyguide", "this package", _pyguide, _least_extra),
+    Candidate(
+        "eager",
+        "honest eager torch: centred features, one Gram matrix a layer, autograd",
+        _eager,
+        _autograd_extra,
+    ),
+    Candidate(
+        "compile",
+        "eager (for tokens eager-bmm) under torch.compile; its first call compiles",
+        _compiled,
+        _autograd_extra,
+        compiles=True,
+    ),
+    Candidate(
+        "eager-bmm",
+        "eager with batched products, for tokens",
+        _batched(formulas.eager_loss_batched),
+        _autograd_extra,
+    ),
+    Candidate(
+        "eager-feature",
+        "eager with d x d products, where n > d",
+        _feature_space,
+        _autograd_extra,
+    ),
+    Candidate(
+        "eager-bf16",
+        "eager with products in bfloat16, for bfloat16 layers",
+        _16bit,
+        _autograd_extra,
+    ),
+    Candidate(
+        "official",
+        "the formula of the paper's code: six Gram matrices a pair, centred by products with H",
+        _official,
+        _official_extra,
+    ),
+    Candidate(
+        "pytorch-cka",
+        "cka.cka_from_features, debiased, no gradient",
+        _pytorch_cka,
+        _autograd_extra,
+        package=("pytorch-cka", "cka"),
+    ),
+    Candidate(
+        "lightly-formula",
+        "the formula of lightly 1.6's PatchKernelAlignmentLoss, a token an image",
+        _batched(formulas.lightly_loss),
+        _autograd_extra,
+    ),
+]
+
+
+def candidate(name: str) -> Candidate:
+    """The candidate of that name.
+
+    Raises
+    ------
+    KeyError
+    """
+    return {c.name: c for c in CANDIDATES}[name]
+
+
+def candidates_of(workload: Workload, names: list[str]) -> list[Candidate]:
+    """Those of the named candidates that compute the workload."""
+    return [c for c in CANDIDATES if c.name in names and c.make(workload) is not None]

@@ -1,0 +1,117 @@
+"""Peak memory of one call, in a process of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import signal
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from pyguide.bench.candidates import candidate
+from pyguide.bench.workloads import Workload
+
+__all__ = ["available_bytes", "peak_memory"]
+
+# More than the samples for which pyguide has kernels of their own.
+_TINY_N = 32
+
+_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def peak_memory(
+    workload: Workload, n: int, seed: int, name: str, threads: int
+) -> dict[str, int] | str:
+    """Memory that one call of a candidate adds to its process, results included.
+
+    The call is the first at its sizes, so that workspaces which libraries then keep count;
+    of a candidate that compiles it is the second.
+
+    Returns
+    -------
+    dict or str
+        ``"peak"`` during the call and ``"retained"`` after it with its results held, in
+        bytes; or why they are not available.
+    """
+    # The server has torch loaded and never runs a parallel region, so that its forks start
+    # at once and may start threads of their own.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pyguide.bench.memory"])
+    receiver, sender = context.Pipe(duplex=False)
+    arguments = (workload, n, seed, name, threads, sender)
+    process = context.Process(target=_work, args=arguments, daemon=True)
+    process.start()
+    sender.close()
+    try:
+        measured: dict[str, int] | str = receiver.recv()
+    except EOFError:
+        process.join()
+        return f"not available: the process ended early (exit code {process.exitcode})"
+    except BaseException:
+        process.terminate()
+        raise
+    finally:
+        receiver.close()
+        process.join()
+    return measured
+
+
+def _work(
+    workload: Workload, n: int, seed: int, name: str, threads: int, sender: Connection
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it, without its traceback
+    torch.set_num_threads(threads)
+    try:
+        sender.send(_measure(workload, n, seed, name))
+    except Exception as error:
+        sender.send(f"not available: {type(error).__name__}: {error}".splitlines()[0])
+
+
+def _measure(workload: Workload, n: int, seed: int, name: str) -> dict[str, int] | str:
+    if not _CLEAR_REFS.exists():
+        return "not available: no /proc/self/clear_refs"
+    run = candidate(name).make(workload)
+    assert run is not None
+    problem = workload.make(n, seed)
+    # Libraries load, and threads start, at the first call, so that one comes before: at tiny sizes
+    # or, where it compiles for the sizes it gets, at the real ones.
+    torch.zeros(1 << 20).add_(1)
+    if candidate(name).compiles:
+        run(problem)
+    else:
+        run(workload.tiny().make(_TINY_N, seed))
+    _return_free_memory()
+    _CLEAR_REFS.write_text("5")  # resets VmHWM
+    before, _ = _resident()
+    result = run(problem)
+    after, peak = _resident()
+    del result
+    return {"peak": peak - before, "retained": after - before}
+
+
+def _return_free_memory() -> None:
+    """Give the allocator's free pages back, so that the call's own count."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
+def _resident() -> tuple[int, int]:
+    """Resident memory in bytes: now, and at most since VmHWM was reset."""
+    lines = (line.split() for line in _STATUS.read_text().splitlines())
+    kib = {words[0]: int(words[1]) for words in lines if words and words[0].startswith("Vm")}
+    return kib["VmRSS:"] * 1024, kib["VmHWM:"] * 1024
+
+
+def available_bytes() -> int | None:
+    """Memory that programs can still get; None where /proc/meminfo does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None

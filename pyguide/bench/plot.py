@@ -1,0 +1,108 @@
+"""A result as bars."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pyguide.bench.candidates import CANDIDATES
+from pyguide.experiments.errors import UserError
+from pyguide.experiments.files import atomic_write, writing
+
+__all__ = ["plot", "speeds"]
+
+_COLORS = {
+    "pyguide": "#0b6e4f",
+    "compile": "#4a7fb5",
+    "eager-bmm": "#9cc1e0",
+    "eager-feature": "#b9a7d6",
+    "eager-bf16": "#d6a7c0",
+    "official": "#c0504d",
+    "pytorch-cka": "#e0a030",
+    "lightly-formula": "#8c8c3a",
+}
+
+
+def speeds(result: dict[str, Any]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Speed relative to eager by workload and candidate: least, median and largest.
+
+    A workload is taken at n = 256 if it ran there, else at its first n.
+    """
+    chosen: dict[str, dict[str, Any]] = {}
+    for entry in result["workloads"]:
+        if entry["workload"] not in chosen or entry["n"] == 256:
+            chosen[entry["workload"]] = entry
+    found: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for entry in chosen.values():
+        bars = {}
+        for row in entry["rows"]:
+            ratio = row.get("ratio_to_eager")
+            if ratio is not None and row["candidate"] != "eager":
+                bars[row["candidate"]] = (1 / ratio["max"], 1 / ratio["median"], 1 / ratio["min"])
+        if bars:
+            found[f"{entry['workload']}\nn = {entry['n']}"] = bars
+    return found
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Draw speeds relative to eager torch as a PNG, about 1000 pixels wide.
+
+    Raises
+    ------
+    UserError
+        If no workload has eager and another candidate, or the file cannot be written.
+    """
+    found = speeds(result)
+    if not found:
+        raise UserError("nothing to draw: no workload was timed with eager and another candidate")
+    # The object interface: no display, and no state shared with a caller's pyplot.
+    from matplotlib.figure import Figure
+
+    names = [c.name for c in CANDIDATES if any(c.name in bars for bars in found.values())]
+    count = sum(len(bars) + 1 for bars in found.values())
+    figure = Figure(figsize=(9, 1.6 + 0.24 * count), layout="constrained")
+    axes = figure.subplots()
+    ticks = _draw_bars(axes, found)
+    axes.axvline(1, color="black", lw=0.9)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(_tick)
+    axes.xaxis.set_minor_formatter(_tick)
+    axes.set(yticks=ticks, yticklabels=list(found), xlabel="speed relative to eager torch")
+    axes.margins(y=0.02)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    handles = [axes.barh(0, 0, color=_COLORS[name], label=name) for name in names]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(_title(result), fontsize=10)
+    with writing(path), atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+
+
+def _draw_bars(axes: Any, found: dict[str, dict[str, tuple[float, float, float]]]) -> list[float]:
+    """Draw each workload's bars from the top; return the middle of each group."""
+    ticks, y = [], 0.0
+    for bars in found.values():
+        ticks.append(y + (len(bars) - 1) / 2)
+        for name, (low, median, high) in bars.items():
+            axes.barh(y, median - 1, left=1, color=_COLORS[name], height=0.85)
+            error = [[median - low], [high - median]]
+            axes.errorbar(median, y, xerr=error, color="black", lw=0.9, capsize=2)
+            y += 1
+        y += 1
+    return ticks
+
+
+def _tick(value: float, _: float) -> str:
+    """Label 1, 2 and 5 times a power of ten."""
+    return f"{value:g}" if f"{value:e}"[0] in "125" else ""
+
+
+def _title(result: dict[str, Any]) -> str:
+    machine, versions = result["machine"], result["versions"]
+    quick = " (quick: not a result)" if result["quick"] else ""
+    return (
+        f"Speed relative to eager torch, median and range over the rounds{quick}\n"
+        f"{machine['cpu']}, {machine['threads']} threads, {machine['instruction_set']}; "
+        f"pyguide {versions['pyguide']}, torch {versions['torch']}; {result['date'][:10]}"
+    )

@@ -1,0 +1,5 @@
+#pragma once
+
+#include "cpu/kernels.h"
+
+extern const pyguide::cpu::KernelSet kWideKernels;
