@@ -9,7 +9,7 @@ constexpr DType kStack = DType::kFloat32;
 
 std::vector<std::unique_ptr<Matrix>> make_layers(int64_t n) {
   std::vector<std::unique_ptr<Matrix>> layers;
-  layers.push_back(std::make_unique<Matrix>(DType::kFloat32, n, 700, Layout::kContiguous));
+  layers.push_back(std::make_unique<Matrix>(DType::kFloat32, n, 520, Layout::kContiguous));
   layers.push_back(std::make_unique<Matrix>(DType::kFloat64, n, 33, Layout::kTransposedGaps));
   layers.push_back(std::make_unique<Matrix>(DType::kFloat16, n, 130, Layout::kGaps));
   return layers;
