@@ -130,7 +130,7 @@ def test_route_is_chosen_by_work() -> None:
 
     tall = [torch.randn(2000, 8), torch.randn(2000, 16)]
     wide = [torch.randn(2000, 3000), torch.randn(2000, 5)]
-    parts = routes.split_by_route([*tall, *wide], [(0, 1), (2, 3)], "auto")
+    parts = routes.split_by_route([*tall, *wide], [(0, 1), (2, 3)], "auto", False)
     assert [(p.in_feature_space, p.layers) for p in parts] == [(False, [2, 3]), (True, [0, 1])]
     values = pyguide.cka_pairs([tall[0], wide[0]], [tall[1], wide[1]], debiased=True)
     for at, (x, y) in enumerate(((tall[0], tall[1]), (wide[0], wide[1]))):

@@ -134,3 +134,20 @@ def test_one_feature_has_an_outlier(debiased: bool) -> None:
         value, _ = cka_pairs_and_flags([z.float()], [y.float()], debiased=debiased, route="sample")
         expected = reference.cka(z.float().double(), y.float().double(), debiased=debiased)
         assert abs(value.item() - expected.item()) < 1e-5
+
+
+@pytest.mark.parametrize("route", ["sample", "feature"])
+@pytest.mark.parametrize("active", [1, 2, 5])
+@pytest.mark.parametrize("debiased", [False, True])
+def test_few_samples_hold_the_norm(debiased: bool, active: int, route: str) -> None:
+    # As after a dead ReLU: the debiased norm of such a layer is a tiny part of its trace.
+    n, d = 600, 32
+    x = torch.zeros(n, d)
+    x[3 : 3 + active] = torch.randn(active, d).relu()
+    y = torch.randn(n, d)
+    value, degenerate = cka_pairs_and_flags([x], [y], debiased=debiased, route=route)
+    expected, expected_flag = reference.cka_pairs_and_flags(
+        [x.double()], [y.double()], pairs=[(0, 0)], debiased=debiased
+    )
+    assert abs(value.item() - expected.item()) < 1e-5
+    assert degenerate.item() == expected_flag.item()

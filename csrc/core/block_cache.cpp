@@ -1,6 +1,7 @@
 #include "core/block_cache.h"
 
 #include <new>
+#include <utility>
 
 namespace pyguide {
 namespace {
@@ -14,7 +15,15 @@ void deallocate(void* block) noexcept {
   ::operator delete(block, std::align_val_t(kBlockAlignment));
 }
 
-#ifndef __SANITIZE_ADDRESS__
+#if defined(__SANITIZE_ADDRESS__)
+#define PYGUIDE_KEEPS_BLOCKS 0
+#elif defined(__has_feature)
+#define PYGUIDE_KEEPS_BLOCKS !__has_feature(address_sanitizer)
+#else
+#define PYGUIDE_KEEPS_BLOCKS 1
+#endif
+
+#if PYGUIDE_KEEPS_BLOCKS
 
 // The index of the smallest size that holds `bytes`, or kSizes.
 int size_index(size_t bytes) {
@@ -31,12 +40,8 @@ struct FreeBlock {
 class Cache {
  public:
   ~Cache() {
-    for (FreeBlock* block : free_) {
-      while (block != nullptr) {
-        FreeBlock* next = block->next;
-        deallocate(block);
-        block = next;
-      }
+    for (FreeBlock*& block : free_) {
+      while (block != nullptr) deallocate(std::exchange(block, block->next));
     }
   }
 
@@ -75,12 +80,12 @@ thread_local Cache cache;
 }  // namespace
 
 // AddressSanitizer sees the end of a block only if it has the size that was asked for.
-#ifdef __SANITIZE_ADDRESS__
-MemoryBlock acquire_block(size_t bytes) { return {allocate(bytes), bytes}; }
-void release_block(const MemoryBlock& block) noexcept { deallocate(block.data); }
-#else
+#if PYGUIDE_KEEPS_BLOCKS
 MemoryBlock acquire_block(size_t bytes) { return cache.acquire(bytes); }
 void release_block(const MemoryBlock& block) noexcept { cache.release(block); }
+#else
+MemoryBlock acquire_block(size_t bytes) { return {allocate(bytes), bytes}; }
+void release_block(const MemoryBlock& block) noexcept { deallocate(block.data); }
 #endif
 
 }  // namespace pyguide

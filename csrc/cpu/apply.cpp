@@ -19,7 +19,7 @@ constexpr int64_t kDepth = 512;  // samples summed in T before they are added to
 
 // Features of a block: narrow while the coefficients stay packed from block to block, wide
 // where they are packed again each time.
-int64_t panel_cols(int64_t n) { return n <= kDepth ? 96 : 256; }
+int64_t panel_cols(int64_t n) { return n <= kDepth ? kStoreCols : 256; }
 
 struct Block {
   const ApplyProblem* problem;

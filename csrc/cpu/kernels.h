@@ -27,7 +27,7 @@ struct Part {
   int64_t depth, depths;
 };
 
-constexpr int64_t kStoreCols = 512;
+constexpr int64_t kStoreCols = 96;
 
 // T is the arithmetic type: float for float32 and 16-bit inputs, double for float64.
 template <class T>
@@ -61,7 +61,7 @@ struct Kernels {
   double (*dot)(const T* x, const T* y, int64_t count);
   void (*add_scaled)(double scale, const T* x, double* y, int64_t count);
 
-  // Multiply-adds on registers alone, about `steps` for each sum of a tile; returns how many.
+  // Multiply-adds on registers alone, `steps` for each sum of a tile; returns how many.
   // *sum is the factor, a little below 1, and then a result, so that nothing is optimised away.
   int64_t (*peak)(int64_t steps, T* sum);
 };

@@ -56,7 +56,8 @@ struct Instance {
     for (int64_t i = 0; i < rows; i += kRows) {
       for (int64_t j = 0; j < cols; j += kSliver) {
         const int64_t live = live_vectors(i, j, cols, false);
-        Micro::run(packed_rows(p, i, depths), q + j * depths, depths, live, strip + j, kMaxStoreCols);
+        Micro::run(packed_rows(p, i, depths), q + j * depths, depths, live, strip + j,
+                   kMaxStoreCols);
       }
       for (int64_t r = 0; r < kRows && i + r < rows; ++r) {
         const T* from = strip + r * kMaxStoreCols;

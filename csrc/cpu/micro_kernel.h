@@ -14,9 +14,9 @@ struct VectorOf {
   typedef T type __attribute__((vector_size(W * sizeof(T))));
 };
 
-// Sums that stay in registers from the first multiply-add to the last: how fast these units are when
-// nothing is loaded. Every sum goes to a fixed point near 1. Returns the multiply-adds done and
-// one of the sums.
+// Sums that stay in registers from the first multiply-add to the last: how fast these units are
+// when nothing is loaded. Every sum goes to a fixed point near 1. Returns the multiply-adds done,
+// and one of the sums in *sum, which held the factor.
 template <class T, int W, int kSums>
 struct Peak {
   static inline int64_t run(int64_t steps, T* sum) {
@@ -59,8 +59,7 @@ struct MicroKernel {
   // Two levels of sums: one chain of 512 float32 additions loses 2-3 times what torch's own
   // product does; chains of 128 lose no more, and cost 1 % of the time (AVX2 on Zen 1).
   template <int kLive>
-  static inline void run_vectors(const T* p, const T* q, int64_t depths, T* tile,
-                                            int64_t ld) {
+  static inline void run_vectors(const T* p, const T* q, int64_t depths, T* tile, int64_t ld) {
     run_chain<kLive, false>(p, q, depths < kChain ? depths : kChain, tile, ld);
     for (int64_t k = kChain; k < depths; k += kChain) {
       const int64_t chain = depths - k < kChain ? depths - k : kChain;

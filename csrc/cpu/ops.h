@@ -1,8 +1,8 @@
 // The CPU backend's entry points. All pointers are host memory that the caller owns; all work
 // happens before the call returns. Results depend on the input, the instruction set and
-// `threads` only. Arguments are not checked here but by core/checks.h. Workspace is released on every
-// path (core/block_cache.h says what the thread keeps); std::bad_alloc is thrown before any thread
-// is started.
+// `threads` only. Arguments are not checked here but by core/checks.h. Workspace is released on
+// every path (core/block_cache.h says what the thread keeps); std::bad_alloc is thrown before any
+// thread is started.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +29,8 @@ struct LayerStats {
 // grams[l] = centred X_l X_l^T. With a centring the shift is subtracted first and `stats`, one
 // entry a layer, is filled; without, stats is not touched and may be null.
 //
-// Work is split into blocks of at most 256 x 256 results; workspace is at most 4 MiB a thread,
-// and 16 bytes times n a layer when n > 256.
+// Work is split into blocks of at most 256 x 256 results; workspace is at most 4 MiB a thread (in
+// blocks of up to 6 MiB), and 16 bytes times n a layer when n > 256.
 void gram(const std::vector<MatrixView>& layers, Centering centering, const GramStack& grams,
           LayerStats* stats, const KernelSet& kernels, int threads);
 
@@ -65,12 +65,12 @@ struct ApplyProblem {
 
 // out = A (X - s), or A X if not shifted; all problems have the same n. A's rows sum to zero
 // whenever `shifted` is used, so the shift changes nothing but the rounding. Workspace is at most
-// 3 MiB a thread.
+// 3 MiB a thread (in blocks of up to 5 MiB).
 void apply(const std::vector<ApplyProblem>& problems, DType coefficient_dtype, bool shifted,
            const KernelSet& kernels, int threads);
 
-// Runs `steps` float32 multiply-adds for each of a tile's vector registers on every thread, touching
-// no memory, and returns the FLOPs: the benchmarks time it.
+// Runs `steps` float32 multiply-adds for each of a tile's vector registers on every thread,
+// touching no memory, and returns the FLOPs: the benchmarks time it.
 double fma_peak(int64_t steps, const KernelSet& kernels, int threads);
 
 }  // namespace pyguide::cpu

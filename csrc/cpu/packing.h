@@ -188,8 +188,9 @@ struct Packing {
           for (int64_t j = 0; j < steps; ++j) to[j] = T(0);
           continue;
         }
+        const T* own_shift = axis == ShiftAxis::kRow ? shift + i : nullptr;
         convert(x + i * view.row_stride + k * view.col_stride, view.col_stride, steps, axis,
-                axis == ShiftAxis::kRow ? shift + i : shift + k, to);
+                axis == ShiftAxis::kDepth ? shift + k : own_shift, to);
       }
       transpose_rows<false>(strip, kStep, steps, nullptr, packed + k * kSliver);
     }

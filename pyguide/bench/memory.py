@@ -36,7 +36,7 @@ def peak_memory(
         bytes; or why they are not available.
     """
     # The server has torch loaded and never runs a parallel region, so that its forks start
-    # at once and may start threads of their own.
+    # at once and may start threads of their own. In a fork pyguide's are std::threads.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pyguide.bench.memory"])
     receiver, sender = context.Pipe(duplex=False)

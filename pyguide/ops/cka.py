@@ -190,7 +190,7 @@ def _checked_cka(
     used = [xs[i] for i, _ in pairs] + [ys[j] for _, j in pairs]
     layers, positions = _distinct(used)
     indices = list(zip(positions[: len(pairs)], positions[len(pairs) :], strict=True))
-    parts = split_by_route(layers, indices, route)
+    parts = split_by_route(layers, indices, route, debiased)
     results = [
         _align(p.in_feature_space, p.pairs, debiased, [layers[i] for i in p.layers]) for p in parts
     ]

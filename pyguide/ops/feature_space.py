@@ -2,9 +2,10 @@
 
 With column-centred X and Y, ``<Kc, Lc> = ||Y^T X||^2``; the debiased inner product is
 ``||Y^T X||^2 - n/(n-2) sum_i |x_i|^2 |y_i|^2 + ||X||^2 ||Y||^2 / ((n-1)(n-2))`` (Song et al.
-2012, written for features). As in sample space, the exact mean is subtracted before anything is
-multiplied and products are summed in float32 over at most 512 samples, then in float64; float64
-layers and small batches are multiplied in float64.
+2012, written for features). The mean is subtracted before anything is multiplied, and products
+are summed in float32 over at most 512 samples, then in float64. Float64 layers and
+small batches are multiplied in float64, and so is everything for the debiased estimator: where few
+samples hold most of the norm, its terms cancel to the last digit.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ def products_of(layers: int, left: list[int], right: list[int]) -> list[tuple[in
     return [(i, i) for i in range(layers)] + sorted(pairs)
 
 
-def _centered(x: Tensor) -> Tensor:
-    """X minus its exact column means, (n, d), in the type that it is multiplied in."""
+def _centered(x: Tensor, debiased: bool) -> Tensor:
+    """X minus its column means, (n, d), in the type that it is multiplied in."""
     x = x.reshape(x.size(0), -1)
-    in_double = x.dtype == torch.float64 or x.size(0) <= _FEW_SAMPLES
+    in_double = debiased or x.dtype == torch.float64 or x.size(0) <= _FEW_SAMPLES
+    in_double = in_double or not _float32_is_exact()
     x = x.to(torch.float64 if in_double else torch.float32)
     centered = x - x.mean(dim=0)
     # What rounding left of the mean: 6e-5 standard deviations at an offset of 1000.
@@ -43,9 +45,17 @@ def _product(x: Tensor, y: Tensor) -> Tensor:
     if x.dtype != y.dtype or x.dtype == torch.float64:
         return x.double().T @ y.double()
     total = torch.zeros((x.size(1), y.size(1)), dtype=torch.float64)
-    for rows, others in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
-        total += rows.T @ others
+    # Inside the operator, where autocast still holds.
+    with torch.autocast("cpu", enabled=False):
+        for rows, others in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
+            total += rows.T @ others
     return total
+
+
+def _float32_is_exact() -> bool:
+    """Whether torch's float32 products on the CPU are: a lower matmul precision allows bfloat16."""
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    return getattr(matmul, "fp32_precision", "none") in ("none", "ieee")
 
 
 class _Inner:
@@ -79,12 +89,11 @@ class _Inner:
 
 
 @torch.no_grad()
-@torch.autocast("cpu", enabled=False)
 def forward(
     layers: list[Tensor], left: list[int], right: list[int], debiased: bool
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Values (P,) float64, degenerate flags (P,) bool, and the products for the gradient."""
-    x = [_centered(layer) for layer in layers]
+    x = [_centered(layer, debiased) for layer in layers]
     keys = products_of(len(layers), left, right)
     products = {(i, j): _product(x[i], x[j]) for i, j in keys}
     inner = _Inner(x, products, debiased)
@@ -118,7 +127,6 @@ def fake_saved(layers: list[Tensor], left: list[int], right: list[int]) -> list[
 
 
 @torch.no_grad()
-@torch.autocast("cpu", enabled=False)
 def backward(
     grad: Tensor,
     values: Tensor,
@@ -131,7 +139,7 @@ def backward(
     debiased: bool,
 ) -> list[Tensor]:
     """Gradient of ``(grad * values).sum()`` in each wanted layer."""
-    x = [_centered(layer) for layer in layers]
+    x = [_centered(layer, debiased) for layer in layers]
     products = dict(zip(products_of(len(layers), left, right), saved, strict=True))
     inner = _Inner(x, products, debiased)
     norms = [inner(i, i) for i in range(len(layers))]
@@ -155,7 +163,8 @@ def backward(
         total = torch.zeros_like(x[w])
         for j, scale in scales[w].items():
             product = products[j, w] if j <= w else products[w, j].T
-            total.addmm_(x[j].to(total.dtype), (scale * product).to(total.dtype))
+            with torch.autocast("cpu", enabled=False):
+                total.addmm_(x[j].to(total.dtype), (scale * product).to(total.dtype))
             if debiased:
                 weights = (scale * inner.row_weights(j)).to(total.dtype)
                 total.addcmul_(weights[:, None], x[w])

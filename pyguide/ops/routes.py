@@ -41,8 +41,10 @@ def _connected_sets(count: int, pairs: list[tuple[int, int]]) -> list[int]:
     return [find(i) for i in range(count)]
 
 
-def _feature_space_is_less(layers: list[Tensor], pairs: list[tuple[int, int]]) -> bool:
-    """Compare multiply-adds; a float64 one counts twice."""
+def _feature_space_is_less(
+    layers: list[Tensor], pairs: list[tuple[int, int]], debiased: bool
+) -> bool:
+    """Compare multiply-adds; one in float64 counts twice, and debiased features need those."""
     n = layers[0].size(0)
     features = [x.numel() // n for x in layers]
     wanted = [x.requires_grad for x in layers]
@@ -50,6 +52,9 @@ def _feature_space_is_less(layers: list[Tensor], pairs: list[tuple[int, int]]) -
     sample = feature = 0
     for d, needs_grad, t in zip(features, wanted, times, strict=True):
         sample += t * (n * n * d // 2 + n * n * d * needs_grad)
+    if debiased:
+        times = [2] * len(layers)
+    for d, needs_grad, t in zip(features, wanted, times, strict=True):
         feature += t * n * d * d * (1 + needs_grad)
     for i, j in {(min(pair), max(pair)) for pair in pairs}:
         if i != j:
@@ -61,7 +66,9 @@ def _feature_space_is_less(layers: list[Tensor], pairs: list[tuple[int, int]]) -
     return False
 
 
-def split_by_route(layers: list[Tensor], pairs: list[tuple[int, int]], route: str) -> list[Part]:
+def split_by_route(
+    layers: list[Tensor], pairs: list[tuple[int, int]], route: str, debiased: bool
+) -> list[Part]:
     """Split pairs into at most two parts, one a route; layers in connected pairs stay together."""
     if route not in _ROUTES:
         raise ValueError(f"route must be one of {_ROUTES}, got {route!r}")
@@ -76,7 +83,7 @@ def split_by_route(layers: list[Tensor], pairs: list[tuple[int, int]], route: st
     for root in set(roots):
         part = _part(False, [i for i in everything if roots[i] == root], pairs)
         in_feature_space[root] = _feature_space_is_less(
-            [layers[i] for i in part.layers], part.pairs
+            [layers[i] for i in part.layers], part.pairs, debiased
         )
     parts = [
         _part(choice, [i for i in everything if in_feature_space[roots[i]] == choice], pairs)
