@@ -27,7 +27,7 @@ struct Part {
   int64_t depth, depths;
 };
 
-constexpr int64_t kStoreCols = 96;
+constexpr int64_t kStoreCols = 96;  // the most that `store` takes at a time
 
 // T is the arithmetic type: float for float32 and 16-bit inputs, double for float64.
 template <class T>

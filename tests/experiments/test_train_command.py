@@ -149,7 +149,14 @@ def test_ctrl_c_stops_every_process_and_the_run_can_go_on(tmp_path):
     options = ["--arms", "none", "--depth", "3", "--epochs", "400", "--seeds", "1", "2"]
     command = [sys.executable, "-m", "pyguide", *TRAIN, *options, "--out", str(out)]
     # A group of its own, since a terminal sends Ctrl-C to the whole group.
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Where the tests run in the background, a shell may have told them to ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     metrics = out / "metrics.jsonl"
     wait_until(lambda: metrics.exists() and metrics.stat().st_size)
     os.killpg(process.pid, signal.SIGINT)
