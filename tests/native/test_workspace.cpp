@@ -23,6 +23,7 @@ TEST(every_failed_allocation_is_an_exception) {
   const auto& kernels = pyguide::cpu::kernel_set("");
   for (int64_t n : {20, 260}) {
     for (int threads : {1, 3}) {
+      if (n == 260 && threads == 1) continue;  // the blocks of n > 256 matter, and take long
       TrainingStep step(n), undisturbed(n);
       undisturbed.run(kernels, threads);
       int failures = 0;
