@@ -539,8 +539,11 @@ CALLS: dict[Callable[[random.Random], None], float] = {
 }
 
 
-def fuzz_one(seed: int, index: int) -> None:
-    """Make call number ``index`` of the run with this seed; raises on a wrong answer."""
+def fuzz_one(seed: int, index: int) -> str:
+    """Make call number ``index`` of the run with this seed; return which kind of call it was.
+
+    Raises AssertionError on a wrong answer, with the command that repeats it.
+    """
     rng = random.Random(f"{seed} {index}")
     torch.manual_seed(rng.getrandbits(60))
     (call,) = rng.choices(list(CALLS), list(CALLS.values()))
@@ -553,6 +556,7 @@ def fuzz_one(seed: int, index: int) -> None:
     finally:
         torch.set_num_threads(threads)
         native.instruction_set = instruction_set
+    return call.__name__
 
 
 def main() -> None:

@@ -78,7 +78,7 @@ def _options(args: argparse.Namespace) -> Options:
     given: dict[str, Any] = {
         "workloads": _known("--workloads", args.workloads, [w.name for w in WORKLOADS]),
         "candidates": _known("--candidates", args.candidates, [c.name for c in CANDIDATES]),
-        "n": None if args.n is None else tuple(args.n),
+        "n": None if args.n is None else tuple(dict.fromkeys(args.n)),
         "rounds": args.rounds,
         "budget": args.budget,
     }

@@ -26,7 +26,8 @@ _COLORS = {
 def speeds(result: dict[str, Any]) -> dict[str, dict[str, tuple[float, float, float]]]:
     """Speed relative to eager by workload and candidate: least, median and largest.
 
-    A workload is taken at n = 256 if it ran there, else at its first n.
+    A workload is taken at n = 256 if it ran there, else at its first n. A candidate whose result
+    was wrong is left out: its speed is no comparison.
     """
     chosen: dict[str, dict[str, Any]] = {}
     for entry in result["workloads"]:
@@ -37,7 +38,7 @@ def speeds(result: dict[str, Any]) -> dict[str, dict[str, tuple[float, float, fl
         bars = {}
         for row in entry["rows"]:
             ratio = row.get("ratio_to_eager")
-            if ratio is not None and row["candidate"] != "eager":
+            if ratio is not None and row["candidate"] != "eager" and not row["wrong"]:
                 bars[row["candidate"]] = (1 / ratio["max"], 1 / ratio["median"], 1 / ratio["min"])
         if bars:
             found[f"{entry['workload']}\nn = {entry['n']}"] = bars
