@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from typing import Any, NoReturn
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from pyguide.distances import Distance, get_distance
 from pyguide.guidance.capture import Recorder
 from pyguide.guidance.degeneracy import DegeneracyWarner
+from pyguide.guidance.guide import FrozenGuide
 from pyguide.guidance.layers import (
-    call_model,
     find_layer,
     first_paths,
     list_layers,
@@ -107,6 +107,9 @@ class Guidance:
         release_at: int | None = None,
         *,
         example: Any = None,
+        guide_mode: str = "eval",
+        guide_transform: Callable[[Any], Any] | None = None,
+        calibration_batches: int = 8,
     ) -> None:
         if release_at is not None and not (isinstance(release_at, Integral) and release_at >= 0):
             raise ValueError(f"release_at must be a whole number of steps >= 0, got {release_at!r}")
@@ -115,6 +118,7 @@ class Guidance:
         _check_separate(target, guide)
         self.target = target
         self.guide = guide
+        self._guide = FrozenGuide(guide, guide_mode, guide_transform, calibration_batches)
         self.distance = get_distance(distance)
         self.weight = float(weight)
         self.release_at = release_at
@@ -129,8 +133,6 @@ class Guidance:
 
         self._target_layers = named_layers(target)
         self._guide_layers = named_layers(guide)
-        self._guide_modules = list(guide.modules())
-        self._guide_parameters = list(guide.parameters())
         self._last_loss: Tensor | None = None
         self._degeneracy = DegeneracyWarner()
         self._window = _Window(self)
@@ -204,7 +206,9 @@ class Guidance:
             )
         self._captured = False
         try:
-            self._run_guide(x if guide_inputs is None else guide_inputs, guide)
+            guide.recording = True
+            self._guide.run(x, guide_inputs)
+            guide.recording = False
             if self.pairs is None:
                 self._set_pairs(self._even_pairs(target.recorded(), guide.recorded()))
                 target.keep(self._target_paths)
@@ -296,7 +300,7 @@ class Guidance:
             self._attach()
 
     def _attach(self) -> None:
-        self._freeze_guide()
+        self._guide.freeze()
         if self.pairs is None:
             target, guide = (
                 {path: layer for path, layer in first_paths(layers).items() if is_candidate(layer)}
@@ -349,24 +353,6 @@ class Guidance:
                     "give the pairs as a list"
                 )
         return even_pairs(hidden["target"], hidden["guide"])
-
-    def _freeze_guide(self) -> None:
-        if any(module.training for module in self._guide_modules):
-            self.guide.eval()
-        for parameter in self._guide_parameters:
-            parameter.requires_grad = False
-            # An optimizer over a parent of both networks would apply it.
-            parameter.grad = None
-
-    def _run_guide(self, inputs: Any, recorder: Recorder) -> None:
-        # A parent's train() or requires_grad_() may have reached the guide since.
-        self._freeze_guide()
-        recorder.recording = True
-        try:
-            with torch.no_grad():
-                call_model(self.guide, inputs)
-        finally:
-            recorder.recording = False
 
     def _check_grad(self, xs: Sequence[Tensor]) -> None:
         if not torch.is_grad_enabled():
