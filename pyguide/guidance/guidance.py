@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from numbers import Integral
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -20,7 +19,10 @@ from pyguide.guidance.layers import (
     list_layers,
     named_layers,
 )
+from pyguide.guidance.logs import LossRecord, grad_norm
 from pyguide.guidance.pairing import even_pairs, hidden_layers, is_candidate
+from pyguide.guidance.schedules import Schedule, as_schedule, weight_at, whole_number
+from pyguide.guidance.timing import StepClock
 
 __all__ = ["Guidance"]
 
@@ -103,39 +105,42 @@ class Guidance:
         guide: nn.Module,
         pairs: str | Sequence[tuple[str, str]] = "even",
         distance: str | Distance = "cka",
-        weight: float = 1.0,
+        weight: float | Schedule = 1.0,
         release_at: int | None = None,
         *,
         example: Any = None,
+        align_only: int = 0,
         guide_mode: str = "eval",
         guide_transform: Callable[[Any], Any] | None = None,
         calibration_batches: int = 8,
+        timed: bool = False,
     ) -> None:
-        if release_at is not None and not (isinstance(release_at, Integral) and release_at >= 0):
-            raise ValueError(f"release_at must be a whole number of steps >= 0, got {release_at!r}")
-        if not math.isfinite(weight):
-            raise ValueError(f"weight must be finite, got {weight}")
         _check_separate(target, guide)
         self.target = target
         self.guide = guide
         self._guide = FrozenGuide(guide, guide_mode, guide_transform, calibration_batches)
         self.distance = get_distance(distance)
-        self.weight = float(weight)
-        self.release_at = release_at
+        self.release_at = None if release_at is None else whole_number("release_at", release_at)
+        self.align_only = whole_number("align_only", align_only)
+        if self.release_at is not None and self.align_only > self.release_at:
+            raise ValueError(
+                f"align_only must not be after release_at={release_at}, got {align_only}: "
+                "guidance alone would train the target, and there is none after release"
+            )
+        self._schedule = as_schedule(weight)
         #: Optimizer steps counted by :meth:`step`.
         self.steps = 0
+        self._aligning = self.align_only > 0
+        self._weight = weight_at(self._schedule, 0)
         #: Whether guidance is over.
         self.released = False
         #: The (target path, guide path) pairs; None while "even" is not resolved.
         self.pairs: list[tuple[str, str]] | None = None
-        #: (P,) detached distances of the last :meth:`loss`, in the order of `pairs`.
-        self.last: Tensor | None = None
-
         self._target_layers = named_layers(target)
         self._guide_layers = named_layers(guide)
-        self._last_loss: Tensor | None = None
+        self._record: LossRecord | None = None
+        self._clock = StepClock() if timed else None
         self._degeneracy = DegeneracyWarner()
-        self._window = _Window(self)
         self._captured = False
         self._closed = False
         self._recorders: tuple[Recorder, Recorder] | None = None
@@ -161,7 +166,8 @@ class Guidance:
         :meth:`loss` keeps its activations, and so their graph, until the next one. After
         release it does nothing.
         """
-        return self._window
+        # A new one each time: Dynamo enters only what it saw made.
+        return _Window(self)
 
     def loss(self, x: Any, guide_inputs: Any = None) -> Tensor:
         """The guidance term for the captured forward pass, a scalar.
@@ -173,12 +179,13 @@ class Guidance:
         x : Tensor, tuple or dict
             What the target saw: one argument, positional or keyword arguments.
         guide_inputs : Tensor, tuple or dict, optional
-            What the guide sees instead of `x`.
+            What the guide sees instead of `x`; `guide_transform` is not applied to it.
 
         Returns
         -------
         Tensor
-            ``weight * sum of distances``; zero, without a graph, after release.
+            ``weight * sum of distances``; zero, without a graph, after release and while
+            the weight is 0.
 
         Raises
         ------
@@ -192,48 +199,94 @@ class Guidance:
         ValueError
             If paired layers differ in their number of samples.
         """
-        if self.released:
-            return torch.zeros((), device=self._device())
-        if self._closed or self._recorders is None:
-            raise RuntimeError("this Guidance is closed")
-        target, guide = self._recorders
-        if target.recording:
-            raise RuntimeError("loss() belongs after the `with guidance.capture():` block")
-        if not self._captured:
-            raise RuntimeError(
-                "loss() needs a capture: run the target inside `with guidance.capture():` first, "
-                "once for each call of loss()"
-            )
-        self._captured = False
-        try:
-            guide.recording = True
-            self._guide.run(x, guide_inputs)
-            guide.recording = False
-            if self.pairs is None:
-                self._set_pairs(self._even_pairs(target.recorded(), guide.recorded()))
-                target.keep(self._target_paths)
-                guide.keep(self._guide_paths)
-            xs = target.take(self._target_paths)
-            ys = guide.take(self._guide_paths)
-        finally:
-            target.clear()
-            guide.clear()
-        assert self.pairs is not None
-        self._check_grad(xs)
-        self._check_samples(xs, ys)
-        distances, degenerate = self.distance.values_and_flags(xs, ys, pairs=self._index_pairs)
-        if degenerate is not None:
-            self._degeneracy.update(degenerate, self.pairs)
+        if self._idle:
+            loss = torch.zeros((), device=self._device())
+            self._record = None if self.released else LossRecord(0.0, loss)
+            return loss
+        xs, ys = self._layers(x, guide_inputs)
+        with self._timed("distances"):
+            distances = self._distances(xs, ys)
         loss = self.weight * distances.sum()
-        self.last = distances.detach()
-        self._last_loss = loss.detach()
+        self._record = LossRecord(self.weight, loss.detach(), distances.detach())
         return loss
 
+    def total_loss(
+        self, task_loss: Tensor, x: Any, guide_inputs: Any = None, *, grad_norms: bool = False
+    ) -> Tensor:
+        """The loss to train with: `task_loss` plus :meth:`loss`, logged.
+
+        During the first `align_only` steps it is :meth:`loss` alone. Parameters after the
+        last paired layer, such as the output layer's, then get no gradient (None), and
+        optimizers leave them as they are: no weight decay, no change of Adam's averages.
+        Where torch.distributed is initialised, `task_loss` is kept with a factor of 0,
+        because DistributedDataParallel waits for the gradient of every parameter: it is 0
+        there, so weight decay acts, and Adam counts the step (its first update after the
+        phase is larger). To avoid both, start these parameters' optimizer after the phase.
+
+        Parameters
+        ----------
+        task_loss : Tensor
+            The task's loss, a scalar.
+        x, guide_inputs
+            As for :meth:`loss`.
+        grad_norms : bool
+            Log the gradient norms of the task and the guidance term over all parameters
+            of the target: of this process alone, and of losses that no GradScaler has scaled.
+            Costs two more backward passes, so ask for it in some of the steps. Not for
+            compiled targets, whose backward can run only once.
+
+        Returns
+        -------
+        Tensor
+            A scalar. After release, `task_loss` itself.
+
+        Raises
+        ------
+        RuntimeError, TypeError, ValueError
+            As :meth:`loss`.
+        """
+        guidance = self.loss(x, guide_inputs)
+        record = self._record or LossRecord(0.0, guidance)
+        record.task = task_loss.detach()
+        if grad_norms:
+            parameters = [p for p in self.target.parameters() if p.requires_grad]
+            record.task_grad_norm = grad_norm(task_loss, parameters)
+            record.guidance_grad_norm = grad_norm(guidance, parameters)
+        self._record = record
+        if self.aligning:
+            return self._without_task(guidance, task_loss)
+        return task_loss if self._idle else task_loss + guidance
+
     def step(self) -> None:
-        """Count one optimizer step; releases the target at `release_at`."""
-        self.steps += 1
+        """Count one optimizer step; releases the target at `release_at`.
+
+        Under a GradScaler, count only steps that it did not skip: those after whose
+        ``scaler.update()`` the scale is not smaller than before. A skipped step that is
+        counted moves schedules and release forward by one.
+        """
+        if self._clock is not None:
+            self._clock.end_step(self._device())
+        self._degeneracy.check_pending()
+        if self._record is not None and self._record.step is None:
+            self._record.step = self.steps
+        self._count(self.steps + 1)
         if self.release_at is not None and self.steps >= self.release_at:
             self.release()
+
+    @property
+    def weight(self) -> float:
+        """Factor of the sum of distances in this step; 0 after release."""
+        return 0.0 if self.released else self._weight
+
+    @property
+    def aligning(self) -> bool:
+        """Whether :meth:`total_loss` leaves the task loss out in this step."""
+        return self._aligning and not self.released
+
+    @property
+    def last(self) -> Tensor | None:
+        """(P,) detached distances of the last :meth:`loss`, in the order of `pairs`."""
+        return None if self._record is None else self._record.distances
 
     def release(self) -> None:
         """End guidance: no hooks, no forward pass of the guide, a zero :meth:`loss`."""
@@ -252,37 +305,104 @@ class Guidance:
             "it state_dict() of this one with load_state_dict()"
         )
 
-    def log_dict(self) -> dict[str, Tensor]:
-        """The last loss and its distances by name: detached scalars on their device.
+    def log_dict(self) -> dict[str, Tensor | float | int]:
+        """The parts of the last loss by name, without waiting for the device.
 
-        Keys are ``guidance/loss`` and ``guidance/<distance>/<target path>~<guide path>``.
-        Empty before the first :meth:`loss` and after release.
+        Keys are ``guidance/loss`` (the weighted term), ``guidance/weight``,
+        ``guidance/step`` and ``guidance/<distance>/<target path>~<guide path>``; after
+        :meth:`total_loss` also ``guidance/task_loss`` and, where it was asked for them,
+        ``guidance/grad_norm`` and ``guidance/task_grad_norm``. Weight and step are numbers,
+        the rest are detached scalars on their device.
+
+        Empty before the first loss, and after a :meth:`loss` that follows release.
         """
-        if self.last is None or self._last_loss is None or self.pairs is None:
+        if self._record is None:
             return {}
-        logs = {"guidance/loss": self._last_loss}
-        for (target, guide), value in zip(self.pairs, self.last.unbind(), strict=True):
-            logs[f"guidance/{self.distance.name}/{target}~{guide}"] = value
-        return logs
+        return self._record.as_dict(self.steps, self.distance.name, self.pairs or ())
+
+    def times(self) -> dict[str, float]:
+        """The time that guidance took of the last step; needs ``timed=True``.
+
+        A step lasts from the first :meth:`capture` to :meth:`step`. On CUDA, waits for the
+        device to finish it.
+
+        Returns
+        -------
+        dict of str to float
+            ``guidance/seconds/<part>`` for the parts "guide" (its forward pass),
+            "distances", "backward" (of the distances) and "step" (the whole), and
+            ``guidance/time_share``, the first three's share of the step. Empty before the
+            first :meth:`step`.
+
+        Raises
+        ------
+        RuntimeError
+            Without ``timed=True``.
+        """
+        if self._clock is None:
+            raise RuntimeError("times() needs a Guidance made with timed=True")
+        seconds = self._clock.seconds()
+        if not seconds:
+            return {}
+        step = seconds.pop("step")
+        times = {f"guidance/seconds/{part}": value for part, value in seconds.items()}
+        share = sum(seconds.values()) / step
+        return times | {"guidance/seconds/step": step, "guidance/time_share": share}
+
+    def write_to(self, writer: Any, step: int | None = None) -> None:
+        """Write :meth:`log_dict`, and :meth:`times` if timed, to TensorBoard.
+
+        Reads the values, so it waits for the device.
+
+        Parameters
+        ----------
+        writer : torch.utils.tensorboard.SummaryWriter
+            Or anything else with its ``add_scalar(tag, value, step)``.
+        step : int, optional
+            The step to write them under; the one of the last loss by default.
+        """
+        values = self.log_dict()
+        if self._clock is not None:
+            values |= self.times()
+        last = int(values.pop("guidance/step", self.steps))
+        for name, value in values.items():
+            writer.add_scalar(name, float(value), last if step is None else step)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, whether released, and the pairs; no tensors."""
+        """The step, whether released, the pairs and the state of the guide.
+
+        The last is the mode, the number of calls of a :func:`gaussian_noise`, and in mode
+        "calibrated" a mean and a variance for each channel of a BatchNorm layer: the only
+        tensors.
+        """
         pairs = None if self.pairs is None else list(self.pairs)
-        return {"step": self.steps, "released": self.released, "pairs": pairs}
+        return {
+            "step": self.steps,
+            "released": self.released,
+            "pairs": pairs,
+            "guide": self._guide.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken; attaches or removes hooks as it says.
 
         A compiled target that was called since release needs torch.compiler.reset() after.
 
+        The arguments of this object count: give it the schedule, `release_at` and
+        `align_only` of the run that is resumed.
+
         Raises
         ------
         ValueError
-            If this object was given other explicit pairs, or a layer does not exist.
+            If this object was given other explicit pairs or another `guide_mode`, or a
+            layer does not exist.
         """
         if self._closed:
             raise RuntimeError("this Guidance is closed")
         steps, released, pairs = int(state["step"]), bool(state["released"]), state["pairs"]
+        guide = state["guide"]
+        self._guide.check_state(guide)
+        weight_at(self._schedule, steps)
         if pairs is not None:
             pairs = [(target, guide) for target, guide in pairs]
             if not self._even and pairs != self.pairs:
@@ -292,12 +412,77 @@ class Guidance:
             if pairs != self.pairs:
                 self._set_pairs(pairs)
                 self._detach()
-        self.steps = steps
+        self._count(steps)
+        self._guide.load_state_dict(guide)
         self.released = released or (self.release_at is not None and steps >= self.release_at)
         if self.released:
             self._detach()
         elif self._recorders is None:
             self._attach()
+
+    @property
+    def _idle(self) -> bool:
+        """Whether this step needs neither the guide nor a capture."""
+        return self.released or (self._weight == 0 and not self._closed)
+
+    def _count(self, steps: int) -> None:
+        # Ready before the step, whose compiled code then reads no number that changes in
+        # each step, and need not be compiled again for it.
+        self._weight = weight_at(self._schedule, steps)
+        self._aligning = steps < self.align_only
+        self.steps = steps
+
+    def _timed(self, part: str) -> AbstractContextManager[None]:
+        return nullcontext() if self._clock is None else self._clock.span(part, self._device())
+
+    def _layers(self, x: Any, guide_inputs: Any) -> tuple[list[Tensor], list[Tensor]]:
+        """The captured layers of the target, and the guide's from running it."""
+        if self._closed or self._recorders is None:
+            raise RuntimeError("this Guidance is closed")
+        target, guide = self._recorders
+        if target.recording:
+            raise RuntimeError("loss() belongs after the `with guidance.capture():` block")
+        if not self._captured:
+            raise RuntimeError(
+                "loss() needs a capture: run the target inside `with guidance.capture():` first, "
+                "once for each call of loss()"
+            )
+        self._captured = False
+        try:
+            with self._timed("guide"):
+                guide.recording = True
+                self._guide.run(x, guide_inputs)
+                guide.recording = False
+            if self.pairs is None:
+                self._set_pairs(self._even_pairs(target.recorded(), guide.recorded()))
+                target.keep(self._target_paths)
+                guide.keep(self._guide_paths)
+            return target.take(self._target_paths), guide.take(self._guide_paths)
+        finally:
+            target.clear()
+            guide.clear()
+
+    def _distances(self, xs: list[Tensor], ys: list[Tensor]) -> Tensor:
+        """(P,) distances of the pairs."""
+        assert self.pairs is not None
+        self._check_grad(xs)
+        self._check_samples(xs, ys)
+        if self._clock is not None:
+            xs = self._clock.time_backward(xs)
+        distances, degenerate = self.distance.values_and_flags(xs, ys, pairs=self._index_pairs)
+        if self._clock is not None:
+            self._clock.start_backward_at(distances)
+        if degenerate is not None:
+            self._degeneracy.update(degenerate, self.pairs)
+        return distances
+
+    def _without_task(self, guidance: Tensor, task_loss: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return guidance
+        if guidance.requires_grad and not _is_distributed():
+            return guidance
+        # Also where the weight is 0: backward needs a graph.
+        return guidance + 0.0 * task_loss
 
     def _attach(self) -> None:
         self._guide.freeze()
@@ -316,7 +501,6 @@ class Guidance:
             recorder.remove()
         self._recorders = None
         self._captured = False
-        self.last = self._last_loss = None
 
     def _set_pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
         found = []
@@ -398,6 +582,8 @@ class _Window:
         guidance = self._guidance
         if guidance._closed:
             raise RuntimeError("this Guidance is closed")
+        if guidance._clock is not None:
+            guidance._clock.start_step(guidance._device())
         if guidance._recorders is None:
             return
         recorder = guidance._recorders[0]
@@ -405,15 +591,15 @@ class _Window:
             raise RuntimeError("guidance.capture() is already open")
         recorder.clear()
         guidance._captured = False
-        recorder.recording = True
+        recorder.recording = not guidance._idle
 
     def __exit__(self, kind: object, *_: object) -> None:
         guidance = self._guidance
         if guidance._recorders is None:
             return
         recorder = guidance._recorders[0]
+        guidance._captured = recorder.recording and kind is None
         recorder.recording = False
-        guidance._captured = kind is None
         if kind is not None:
             recorder.clear()
 
@@ -423,6 +609,10 @@ def _once_called(model: nn.Module, example: Any) -> list[str]:
     found = list_layers(model, example)
     repeated = {layer.path for layer in found if layer.call}
     return [layer.path for layer in found if layer.path not in repeated]
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _check_separate(target: nn.Module, guide: nn.Module) -> None:
