@@ -2,5 +2,6 @@
 
 from pyguide.guidance.guidance import Guidance
 from pyguide.guidance.layers import LayerInfo, list_layers
+from pyguide.guidance.pairing import Pair
 
-__all__ = ["Guidance", "LayerInfo", "list_layers"]
+__all__ = ["Guidance", "LayerInfo", "Pair", "list_layers"]

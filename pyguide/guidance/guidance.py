@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, NoReturn
 
@@ -11,16 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from pyguide.distances import Distance, get_distance
-from pyguide.guidance.capture import Recorder
+from pyguide.guidance.capture import Recorder, observed
+from pyguide.guidance.comparison import Comparison
 from pyguide.guidance.degeneracy import DegeneracyWarner
-from pyguide.guidance.layers import (
-    call_model,
-    find_layer,
-    first_paths,
-    list_layers,
-    named_layers,
-)
-from pyguide.guidance.pairing import even_pairs, hidden_layers, is_candidate
+from pyguide.guidance.layers import call_model
+from pyguide.guidance.pairing import Pair, make_pairing
+from pyguide.guidance.paths import named_layers
 
 __all__ = ["Guidance"]
 
@@ -137,15 +133,12 @@ class Guidance:
         self._captured = False
         self._closed = False
         self._recorders: tuple[Recorder, Recorder] | None = None
-        self._even = isinstance(pairs, str)
-        if not isinstance(pairs, Iterable) or (isinstance(pairs, str) and pairs != "even"):
-            raise ValueError(f'pairs must be "even" or a list of pairs of paths, got {pairs!r}')
-        if not isinstance(pairs, str):
-            self._set_pairs(pairs)
+        self._comparison: Comparison | None = None
+        self._pairing = make_pairing(pairs, self._target_layers, self._guide_layers)
+        if self._pairing.pairs is not None:
+            self._set_pairs(self._pairing.pairs)
         elif example is not None:
-            self._set_pairs(
-                self._even_pairs(*(_once_called(model, example) for model in (target, guide)))
-            )
+            self._set_pairs(self._pairing.resolve(*(r.calls() for r in self._observe(example))))
         if release_at == 0:
             self.released = True
         else:
@@ -161,7 +154,7 @@ class Guidance:
         """
         return self._window
 
-    def loss(self, x: Any, guide_inputs: Any = None) -> Tensor:
+    def loss(self, x: Any, guide_inputs: Any = None, *, mask: Tensor | None = None) -> Tensor:
         """The guidance term for the captured forward pass, a scalar.
 
         Runs the guide, and uses up the capture.
@@ -205,19 +198,17 @@ class Guidance:
         self._captured = False
         try:
             self._run_guide(x if guide_inputs is None else guide_inputs, guide)
-            if self.pairs is None:
-                self._set_pairs(self._even_pairs(target.recorded(), guide.recorded()))
-                target.keep(self._target_paths)
-                guide.keep(self._guide_paths)
-            xs = target.take(self._target_paths)
-            ys = guide.take(self._guide_paths)
+            if self._comparison is None:
+                self._set_pairs(self._pairing.resolve(target.calls(), guide.calls()))
+                target.keep(self._comparison.target_sources)
+                guide.keep(self._comparison.guide_sources)
+            xs = target.take(self._comparison.target_sources)
+            ys = guide.take(self._comparison.guide_sources)
+            target.check_gradients(self._comparison.target_sources, xs)
         finally:
             target.clear()
             guide.clear()
-        assert self.pairs is not None
-        self._check_grad(xs)
-        self._check_samples(xs, ys)
-        distances, degenerate = self.distance.values_and_flags(xs, ys, pairs=self._index_pairs)
+        distances, degenerate = self._comparison(xs, ys, mask)
         if degenerate is not None:
             self._degeneracy.update(degenerate, self.pairs)
         loss = self.weight * distances.sum()
@@ -281,13 +272,11 @@ class Guidance:
         steps, released, pairs = int(state["step"]), bool(state["released"]), state["pairs"]
         if pairs is not None:
             pairs = [(target, guide) for target, guide in pairs]
-            if not self._even and pairs != self.pairs:
-                raise ValueError(
-                    f"the state has the pairs {pairs}, this Guidance was given {self.pairs}"
-                )
             if pairs != self.pairs:
-                self._set_pairs(pairs)
-                self._detach()
+                restored = self._pairing.restore(pairs, self.pairs)
+                if restored is not None:
+                    self._set_pairs(restored)
+                    self._detach()
         self.steps = steps
         self.released = released or (self.release_at is not None and steps >= self.release_at)
         if self.released:
@@ -297,15 +286,27 @@ class Guidance:
 
     def _attach(self) -> None:
         self._freeze_guide()
-        if self.pairs is None:
-            target, guide = (
-                {path: layer for path, layer in first_paths(layers).items() if is_candidate(layer)}
-                for layers in (self._target_layers, self._guide_layers)
-            )
+        if self._comparison is None:
+            target, guide = self._pairing.candidates()
         else:
-            target = {path: self._target_layers[path] for path in self._target_paths}
-            guide = {path: self._guide_layers[path] for path in self._guide_paths}
-        self._recorders = Recorder(target, "target"), Recorder(guide, "guide")
+            target, guide = self._comparison.target_sources, self._comparison.guide_sources
+        repeats = self._comparison is None and self._pairing.repeats
+        self._recorders = (
+            Recorder(self.target, self._target_layers, target, "target", repeats=repeats),
+            Recorder(self.guide, self._guide_layers, guide, "guide", repeats=repeats),
+        )
+
+    def _observe(self, example: Any, guide_inputs: Any = None) -> tuple[Recorder, Recorder]:
+        """What the networks' layers return for an example, as shapes."""
+        if self._comparison is None:
+            target, guide = self._pairing.candidates()
+        else:
+            target, guide = self._comparison.target_sources, self._comparison.guide_sources
+        guide_inputs = example if guide_inputs is None else guide_inputs
+        return (
+            observed(self.target, self._target_layers, target, "target", example),
+            observed(self.guide, self._guide_layers, guide, "guide", guide_inputs),
+        )
 
     def _detach(self) -> None:
         for recorder in self._recorders or ():
@@ -314,41 +315,9 @@ class Guidance:
         self._captured = False
         self.last = self._last_loss = None
 
-    def _set_pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
-        found = []
-        for pair in pairs:
-            paths = pair if isinstance(pair, (tuple, list)) else ()
-            if len(paths) != 2 or not all(isinstance(path, str) for path in paths):
-                raise ValueError(f"a pair is two strings (target path, guide path), got {pair!r}")
-            target, guide = paths
-            found.append(
-                (
-                    find_layer(self._target_layers, target, "target"),
-                    find_layer(self._guide_layers, guide, "guide"),
-                )
-            )
-        if not found:
-            raise ValueError('pairs is empty: give pairs of layers, or "even"')
-        self.pairs = found
-        self._target_paths = list(dict.fromkeys(target for target, _ in found))
-        self._guide_paths = list(dict.fromkeys(guide for _, guide in found))
-        self._index_pairs = [
-            (self._target_paths.index(target), self._guide_paths.index(guide))
-            for target, guide in found
-        ]
-
-    def _even_pairs(self, target: list[str], guide: list[str]) -> list[tuple[str, str]]:
-        hidden = {
-            "target": hidden_layers(target, self._target_layers),
-            "guide": hidden_layers(guide, self._guide_layers),
-        }
-        for owner, paths in hidden.items():
-            if not paths:
-                raise RuntimeError(
-                    f'"even" found no layer to pair in the {owner}, besides the last one: '
-                    "give the pairs as a list"
-                )
-        return even_pairs(hidden["target"], hidden["guide"])
+    def _set_pairs(self, pairs: Sequence[Pair]) -> None:
+        self.pairs = [pair.paths for pair in pairs]
+        self._comparison = Comparison(pairs, self.distance, self._target_layers, self._guide_layers)
 
     def _freeze_guide(self) -> None:
         if any(module.training for module in self._guide_modules):
@@ -367,36 +336,6 @@ class Guidance:
                 call_model(self.guide, inputs)
         finally:
             recorder.recording = False
-
-    def _check_grad(self, xs: Sequence[Tensor]) -> None:
-        if not torch.is_grad_enabled():
-            return
-        without = [p for p, x in zip(self._target_paths, xs, strict=True) if not x.requires_grad]
-        if without and any(p.requires_grad for p in self.target.parameters()):
-            layers = [self._target_layers[path] for path in without]
-            if any(p.requires_grad for layer in layers for p in layer.parameters()):
-                cause = (
-                    "the forward pass ran under no_grad, or in a checkpoint with "
-                    "use_reentrant=True: set it to False"
-                )
-            else:
-                cause = (
-                    "the layers up to it are frozen, or ran under no_grad: give the pairs as a "
-                    "list, without it"
-                )
-            raise RuntimeError(
-                f"the captured output of {', '.join(map(repr, without))} of the target has no "
-                f"gradient, so guidance could not train it; {cause}"
-            )
-
-    def _check_samples(self, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
-        for i, j in self._index_pairs:
-            if xs[i].shape[:1] != ys[j].shape[:1]:
-                raise ValueError(
-                    f"target layer {self._target_paths[i]!r} gave {tuple(xs[i].shape)} and guide "
-                    f"layer {self._guide_paths[j]!r} {tuple(ys[j].shape)}: the first axis is the "
-                    "batch and must be the same"
-                )
 
     def _device(self) -> torch.device | None:
         return next((p.device for p in self.target.parameters()), None)
@@ -430,13 +369,6 @@ class _Window:
         guidance._captured = kind is None
         if kind is not None:
             recorder.clear()
-
-
-def _once_called(model: nn.Module, example: Any) -> list[str]:
-    """Paths that :func:`list_layers` saw once, in execution order."""
-    found = list_layers(model, example)
-    repeated = {layer.path for layer in found if layer.call}
-    return [layer.path for layer in found if layer.path not in repeated]
 
 
 def _check_separate(target: nn.Module, guide: nn.Module) -> None:
