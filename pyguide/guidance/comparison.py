@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ class Comparison:
         guide_layers: Layers,
     ) -> None:
         self.pairs = list(pairs)
+        self.paths = [pair.paths for pair in self.pairs]
         self.distance = distance
         targets = [Source.of(target_layers, p.target, p.extracts[0]) for p in self.pairs]
         guides = [Source.of(guide_layers, p.guide, p.extracts[1]) for p in self.pairs]
@@ -89,8 +91,8 @@ class Comparison:
             if pair.per_token and (len(x) < 2 or x[:2] != y[:2]):
                 raise ValueError(
                     f"{gave}: a per-token pair compares (n, T, ...) with (n, T, ...), so "
-                    "the second axis must be the same; bring one layer to the other's positions with "
-                    "`extract`, or compare whole sequences with per_token=False"
+                    "the second axis must be the same; bring one layer to the other's positions "
+                    "with `extract`, or compare whole sequences with per_token=False"
                 )
 
     def _whole_distances(self, xs: Captures, ys: Captures, mask: Tensor | None) -> Distances:
@@ -136,11 +138,11 @@ class Comparison:
             _distances(
                 self.distance,
                 indices,
-                lambda i, at=at: masking.gathered(xs[i].tensor, *at),
-                lambda j, at=at: masking.gathered(ys[j].tensor, *at),
+                partial(_gathered, xs, positions, samples),
+                partial(_gathered, ys, positions, samples),
                 per_token=True,
             )
-            for at in masking.position_groups(valid, self.distance.min_samples)
+            for positions, samples in masking.position_groups(valid, self.distance.min_samples)
         ]
         if not groups:
             raise ValueError(
@@ -149,8 +151,12 @@ class Comparison:
                 "look at the mask (True is valid), or use a larger batch"
             )
         values = torch.cat([values for values, _ in groups], dim=1).mean(dim=1)
-        flags = [flags for _, flags in groups if flags is not None]
-        return values, torch.cat(flags, dim=1).all(dim=1) if flags else None
+        known = [flags for _, flags in groups if flags is not None]
+        return values, torch.cat(known, dim=1).all(dim=1) if known else None
+
+
+def _gathered(captures: Captures, positions: Tensor, samples: Tensor | None, index: int) -> Tensor:
+    return masking.gathered(captures[index].tensor, positions, samples)
 
 
 def _distances(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any, NoReturn
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pyguide.distances import Distance, get_distance
-from pyguide.guidance.capture import Recorder, observed
+from pyguide.guidance.capture import Recorder, Source, observed
 from pyguide.guidance.comparison import Comparison
 from pyguide.guidance.degeneracy import DegeneracyWarner
-from pyguide.guidance.layers import call_model
+from pyguide.guidance.guide import FrozenGuide
 from pyguide.guidance.pairing import Pair, make_pairing
 from pyguide.guidance.paths import named_layers
 
@@ -103,6 +103,9 @@ class Guidance:
         release_at: int | None = None,
         *,
         example: Any = None,
+        guide_mode: str = "eval",
+        guide_transform: Callable[[Any], Any] | None = None,
+        calibration_batches: int = 8,
     ) -> None:
         if release_at is not None and not (isinstance(release_at, Integral) and release_at >= 0):
             raise ValueError(f"release_at must be a whole number of steps >= 0, got {release_at!r}")
@@ -111,6 +114,7 @@ class Guidance:
         _check_separate(target, guide)
         self.target = target
         self.guide = guide
+        self._guide = FrozenGuide(guide, guide_mode, guide_transform, calibration_batches)
         self.distance = get_distance(distance)
         self.weight = float(weight)
         self.release_at = release_at
@@ -125,8 +129,6 @@ class Guidance:
 
         self._target_layers = named_layers(target)
         self._guide_layers = named_layers(guide)
-        self._guide_modules = list(guide.modules())
-        self._guide_parameters = list(guide.parameters())
         self._last_loss: Tensor | None = None
         self._degeneracy = DegeneracyWarner()
         self._window = _Window(self)
@@ -197,20 +199,19 @@ class Guidance:
             )
         self._captured = False
         try:
-            self._run_guide(x if guide_inputs is None else guide_inputs, guide)
-            if self._comparison is None:
-                self._set_pairs(self._pairing.resolve(target.calls(), guide.calls()))
-                target.keep(self._comparison.target_sources)
-                guide.keep(self._comparison.guide_sources)
-            xs = target.take(self._comparison.target_sources)
-            ys = guide.take(self._comparison.guide_sources)
-            target.check_gradients(self._comparison.target_sources, xs)
+            guide.recording = True
+            self._guide.run(x, guide_inputs)
+            guide.recording = False
+            comparison = self._comparison or self._resolve(target, guide)
+            xs = target.take(comparison.target_sources)
+            ys = guide.take(comparison.guide_sources)
+            target.check_gradients(comparison.target_sources, xs)
         finally:
             target.clear()
             guide.clear()
-        distances, degenerate = self._comparison(xs, ys, mask)
+        distances, degenerate = comparison(xs, ys, mask)
         if degenerate is not None:
-            self._degeneracy.update(degenerate, self.pairs)
+            self._degeneracy.update(degenerate, comparison.paths)
         loss = self.weight * distances.sum()
         self.last = distances.detach()
         self._last_loss = loss.detach()
@@ -285,23 +286,23 @@ class Guidance:
             self._attach()
 
     def _attach(self) -> None:
-        self._freeze_guide()
-        if self._comparison is None:
-            target, guide = self._pairing.candidates()
-        else:
-            target, guide = self._comparison.target_sources, self._comparison.guide_sources
+        self._guide.freeze()
+        target, guide = self._sources()
         repeats = self._comparison is None and self._pairing.repeats
         self._recorders = (
             Recorder(self.target, self._target_layers, target, "target", repeats=repeats),
             Recorder(self.guide, self._guide_layers, guide, "guide", repeats=repeats),
         )
 
+    def _sources(self) -> tuple[list[Source], list[Source]]:
+        """What to record of target and guide."""
+        if self._comparison is None:
+            return self._pairing.candidates()
+        return self._comparison.target_sources, self._comparison.guide_sources
+
     def _observe(self, example: Any, guide_inputs: Any = None) -> tuple[Recorder, Recorder]:
         """What the networks' layers return for an example, as shapes."""
-        if self._comparison is None:
-            target, guide = self._pairing.candidates()
-        else:
-            target, guide = self._comparison.target_sources, self._comparison.guide_sources
+        target, guide = self._sources()
         guide_inputs = example if guide_inputs is None else guide_inputs
         return (
             observed(self.target, self._target_layers, target, "target", example),
@@ -315,27 +316,20 @@ class Guidance:
         self._captured = False
         self.last = self._last_loss = None
 
-    def _set_pairs(self, pairs: Sequence[Pair]) -> None:
+    def _set_pairs(self, pairs: Sequence[Pair]) -> Comparison:
         self.pairs = [pair.paths for pair in pairs]
-        self._comparison = Comparison(pairs, self.distance, self._target_layers, self._guide_layers)
+        self._comparison = self._comparison_of(pairs)
+        return self._comparison
 
-    def _freeze_guide(self) -> None:
-        if any(module.training for module in self._guide_modules):
-            self.guide.eval()
-        for parameter in self._guide_parameters:
-            parameter.requires_grad = False
-            # An optimizer over a parent of both networks would apply it.
-            parameter.grad = None
+    def _comparison_of(self, pairs: Sequence[Pair]) -> Comparison:
+        return Comparison(pairs, self.distance, self._target_layers, self._guide_layers)
 
-    def _run_guide(self, inputs: Any, recorder: Recorder) -> None:
-        # A parent's train() or requires_grad_() may have reached the guide since.
-        self._freeze_guide()
-        recorder.recording = True
-        try:
-            with torch.no_grad():
-                call_model(self.guide, inputs)
-        finally:
-            recorder.recording = False
+    def _resolve(self, target: Recorder, guide: Recorder) -> Comparison:
+        """Choose the pairs from what was recorded of all candidates."""
+        comparison = self._set_pairs(self._pairing.resolve(target.calls(), guide.calls()))
+        target.keep(comparison.target_sources)
+        guide.keep(comparison.guide_sources)
+        return comparison
 
     def _device(self) -> torch.device | None:
         return next((p.device for p in self.target.parameters()), None)

@@ -79,7 +79,7 @@ class Pair:
         """The functions for target and guide."""
         if isinstance(self.extract, tuple) and len(self.extract) == 2:
             return self.extract
-        return self.extract, self.extract  # type: ignore[return-value]
+        return self.extract, self.extract
 
 
 class Pairing(ABC):
