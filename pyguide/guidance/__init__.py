@@ -4,5 +4,6 @@ from pyguide.guidance import schedules
 from pyguide.guidance.guidance import Guidance
 from pyguide.guidance.layers import LayerInfo, list_layers
 from pyguide.guidance.noise import gaussian_noise
+from pyguide.guidance.pairing import Pair
 
-__all__ = ["Guidance", "LayerInfo", "gaussian_noise", "list_layers", "schedules"]
+__all__ = ["Guidance", "LayerInfo", "Pair", "gaussian_noise", "list_layers", "schedules"]

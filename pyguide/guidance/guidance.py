@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
@@ -10,17 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from pyguide.distances import Distance, get_distance
-from pyguide.guidance.capture import Recorder
+from pyguide.guidance.capture import Recorder, Source, observed
+from pyguide.guidance.comparison import Captures, Comparison
 from pyguide.guidance.degeneracy import DegeneracyWarner
 from pyguide.guidance.guide import FrozenGuide
-from pyguide.guidance.layers import (
-    find_layer,
-    first_paths,
-    list_layers,
-    named_layers,
-)
 from pyguide.guidance.logs import LossRecord, grad_norm
-from pyguide.guidance.pairing import even_pairs, hidden_layers, is_candidate
+from pyguide.guidance.pairing import Pair, make_pairing
+from pyguide.guidance.paths import named_layers
 from pyguide.guidance.schedules import Schedule, as_schedule, weight_at, whole_number
 from pyguide.guidance.timing import StepClock
 
@@ -31,9 +27,9 @@ class Guidance:
     """Adds ``weight * sum of distances(target layer, guide layer)`` to a training loss.
 
     With the default distance, 1 - linear CKA, this is the guidance of Subramaniam et al.
-    2025 (arXiv 2410.20035). The guide is frozen: it runs in eval mode under no_grad on the
-    target's minibatch, and its parameters and buffers never change. It may be trained or
-    randomly initialised. Making Guidance puts it in eval mode, sets its parameters'
+    2025 (arXiv 2410.20035). The guide is frozen: it runs under no_grad on the target's
+    minibatch, and its parameters and buffers never change. It may be trained or randomly
+    initialised. Making Guidance puts it in eval mode, sets its parameters'
     requires_grad to False and drops their gradients; so it stays after release.
 
     Parameters
@@ -53,27 +49,53 @@ class Guidance:
         last one (the logits). Norm layers are left out: they restate the layer before them.
     distance : str or Distance
         "cka", "debiased_cka" or an object from :mod:`pyguide.distances`.
-    weight : float
-        Factor of the sum, finite.
+    weight : float or callable
+        Factor of the sum, finite: a number, or a function of the number of optimizer steps
+        taken, such as those in :mod:`pyguide.guidance.schedules`. While it is 0 the guide
+        does not run.
     release_at : int, optional
         Number of optimizer steps after which the target trains alone. 0: never guided, and
         the guide is left as it is.
     example : Tensor, tuple or dict, optional
         An input for both networks with which "even" is resolved now. Without it, the first
         :meth:`loss` does so; until then every candidate layer is captured.
+    align_only : int
+        Number of optimizer steps during which :meth:`total_loss` leaves the task loss out.
+    guide_mode : "eval", "batch_stats" or "calibrated"
+        Which statistics the guide's BatchNorm layers use: their own; the batch's, like a
+        network in training; or the mean over the guide's first `calibration_batches`
+        forward passes (until then, the batch's). An untrained BatchNorm's own statistics
+        are 0 and 1, so with "eval" it normalises nothing. Everything else in the guide,
+        dropout too, is in eval mode. Each process of a distributed run takes its own.
+    guide_transform : callable, optional
+        What the guide sees, as a function of what the target saw: another resolution, or
+        noise (:func:`pyguide.guidance.gaussian_noise`). Its state is saved if it has
+        ``state_dict()`` and ``load_state_dict()``.
+    calibration_batches : int
+        For "calibrated".
+    timed : bool
+        Measure what :meth:`times` returns. Not inside compiled code.
 
     Raises
     ------
     ValueError
-        For an unknown layer (with the nearest matches) or distance, no pairs, a weight that
-        is not finite, a `release_at` that is not a number of steps, or a guide that shares
-        parameters with the target.
+        For an unknown layer (with the nearest matches), distance or mode, no pairs, a
+        weight that is not finite, a `release_at`, `align_only` or `calibration_batches`
+        that is not a number of steps, a phase that ends after release, or a guide that
+        shares parameters with the target.
 
     Notes
     -----
     The first axis of a captured output is the batch. torch's own recurrent, attention and
     Transformer layers made with ``batch_first=False`` are transposed; a tuple stands for
     its first tensor.
+
+    The target may be compiled, or the whole step up to the loss, with ``fullgraph=True``:
+    give the pairs as a list or an `example` then, since the hooks of other layers cannot be
+    removed there. In one graph with ``torch._dynamo.config.trace_autograd_ops = True`` also
+    the backward, if the function returns ``loss.detach()``. What breaks the graph:
+    :func:`pyguide.guidance.gaussian_noise`, the batches that "calibrated" takes statistics
+    from, `grad_norms` and the change of a phase. Call :meth:`step` outside.
 
     Examples
     --------
@@ -88,15 +110,20 @@ class Guidance:
     ...     x, y = torch.randn(64, 8), torch.randint(3, (64,))
     ...     with guidance.capture():
     ...         logits = target(x)
-    ...     loss = nn.functional.cross_entropy(logits, y) + guidance.loss(x)
+    ...     loss = guidance.total_loss(nn.functional.cross_entropy(logits, y), x)
     ...     loss.backward()
     ...     optimizer.step()
     ...     optimizer.zero_grad()
     ...     guidance.step()
     >>> guidance.pairs
     [('0', '0')]
-    >>> sorted(guidance.log_dict())
-    ['guidance/cka/0~0', 'guidance/loss']
+    >>> for name in sorted(guidance.log_dict()):
+    ...     print(name)
+    guidance/cka/0~0
+    guidance/loss
+    guidance/step
+    guidance/task_loss
+    guidance/weight
     """
 
     def __init__(
@@ -144,15 +171,12 @@ class Guidance:
         self._captured = False
         self._closed = False
         self._recorders: tuple[Recorder, Recorder] | None = None
-        self._even = isinstance(pairs, str)
-        if not isinstance(pairs, Iterable) or (isinstance(pairs, str) and pairs != "even"):
-            raise ValueError(f'pairs must be "even" or a list of pairs of paths, got {pairs!r}')
-        if not isinstance(pairs, str):
-            self._set_pairs(pairs)
+        self._comparison: Comparison | None = None
+        self._pairing = make_pairing(pairs, self._target_layers, self._guide_layers)
+        if self._pairing.pairs is not None:
+            self._set_pairs(self._pairing.pairs)
         elif example is not None:
-            self._set_pairs(
-                self._even_pairs(*(_once_called(model, example) for model in (target, guide)))
-            )
+            self._set_pairs(self._pairing.resolve(*(r.calls() for r in self._observe(example))))
         if release_at == 0:
             self.released = True
         else:
@@ -169,7 +193,7 @@ class Guidance:
         # A new one each time: Dynamo enters only what it saw made.
         return _Window(self)
 
-    def loss(self, x: Any, guide_inputs: Any = None) -> Tensor:
+    def loss(self, x: Any, guide_inputs: Any = None, *, mask: Tensor | None = None) -> Tensor:
         """The guidance term for the captured forward pass, a scalar.
 
         Runs the guide, and uses up the capture.
@@ -203,15 +227,21 @@ class Guidance:
             loss = torch.zeros((), device=self._device())
             self._record = None if self.released else LossRecord(0.0, loss)
             return loss
-        xs, ys = self._layers(x, guide_inputs)
+        comparison, xs, ys = self._activations(x, guide_inputs)
         with self._timed("distances"):
-            distances = self._distances(xs, ys)
+            distances = self._distances(comparison, xs, ys, mask)
         loss = self.weight * distances.sum()
         self._record = LossRecord(self.weight, loss.detach(), distances.detach())
         return loss
 
     def total_loss(
-        self, task_loss: Tensor, x: Any, guide_inputs: Any = None, *, grad_norms: bool = False
+        self,
+        task_loss: Tensor,
+        x: Any,
+        guide_inputs: Any = None,
+        *,
+        mask: Tensor | None = None,
+        grad_norms: bool = False,
     ) -> Tensor:
         """The loss to train with: `task_loss` plus :meth:`loss`, logged.
 
@@ -227,7 +257,7 @@ class Guidance:
         ----------
         task_loss : Tensor
             The task's loss, a scalar.
-        x, guide_inputs
+        x, guide_inputs, mask
             As for :meth:`loss`.
         grad_norms : bool
             Log the gradient norms of the task and the guidance term over all parameters
@@ -245,7 +275,7 @@ class Guidance:
         RuntimeError, TypeError, ValueError
             As :meth:`loss`.
         """
-        guidance = self.loss(x, guide_inputs)
+        guidance = self.loss(x, guide_inputs, mask=mask)
         record = self._record or LossRecord(0.0, guidance)
         record.task = task_loss.detach()
         if grad_norms:
@@ -405,15 +435,14 @@ class Guidance:
         weight_at(self._schedule, steps)
         if pairs is not None:
             pairs = [(target, guide) for target, guide in pairs]
-            if not self._even and pairs != self.pairs:
-                raise ValueError(
-                    f"the state has the pairs {pairs}, this Guidance was given {self.pairs}"
-                )
             if pairs != self.pairs:
-                self._set_pairs(pairs)
-                self._detach()
+                restored = self._pairing.restore(pairs, self.pairs)
+                if restored is not None:
+                    self._set_pairs(restored)
+                    self._detach()
         self._count(steps)
         self._guide.load_state_dict(guide)
+        self._record = None
         self.released = released or (self.release_at is not None and steps >= self.release_at)
         if self.released:
             self._detach()
@@ -435,7 +464,7 @@ class Guidance:
     def _timed(self, part: str) -> AbstractContextManager[None]:
         return nullcontext() if self._clock is None else self._clock.span(part, self._device())
 
-    def _layers(self, x: Any, guide_inputs: Any) -> tuple[list[Tensor], list[Tensor]]:
+    def _activations(self, x: Any, guide_inputs: Any) -> tuple[Comparison, Captures, Captures]:
         """The captured layers of the target, and the guide's from running it."""
         if self._closed or self._recorders is None:
             raise RuntimeError("this Guidance is closed")
@@ -453,27 +482,27 @@ class Guidance:
                 guide.recording = True
                 self._guide.run(x, guide_inputs)
                 guide.recording = False
-            if self.pairs is None:
-                self._set_pairs(self._even_pairs(target.recorded(), guide.recorded()))
-                target.keep(self._target_paths)
-                guide.keep(self._guide_paths)
-            return target.take(self._target_paths), guide.take(self._guide_paths)
+            comparison = self._comparison or self._resolve(target, guide)
+            xs = target.take(comparison.target_sources)
+            ys = guide.take(comparison.guide_sources)
+            target.check_gradients(comparison.target_sources, xs)
         finally:
             target.clear()
             guide.clear()
+        return comparison, xs, ys
 
-    def _distances(self, xs: list[Tensor], ys: list[Tensor]) -> Tensor:
+    def _distances(
+        self, comparison: Comparison, xs: Captures, ys: Captures, mask: Tensor | None
+    ) -> Tensor:
         """(P,) distances of the pairs."""
-        assert self.pairs is not None
-        self._check_grad(xs)
-        self._check_samples(xs, ys)
         if self._clock is not None:
-            xs = self._clock.time_backward(xs)
-        distances, degenerate = self.distance.values_and_flags(xs, ys, pairs=self._index_pairs)
+            tensors = self._clock.time_backward([x.tensor for x in xs])
+            xs = [x._replace(tensor=tensor) for x, tensor in zip(xs, tensors, strict=True)]
+        distances, degenerate = comparison(xs, ys, mask)
         if self._clock is not None:
             self._clock.start_backward_at(distances)
         if degenerate is not None:
-            self._degeneracy.update(degenerate, self.pairs)
+            self._degeneracy.update(degenerate, comparison.paths)
         return distances
 
     def _without_task(self, guidance: Tensor, task_loss: Tensor) -> Tensor:
@@ -486,15 +515,27 @@ class Guidance:
 
     def _attach(self) -> None:
         self._guide.freeze()
-        if self.pairs is None:
-            target, guide = (
-                {path: layer for path, layer in first_paths(layers).items() if is_candidate(layer)}
-                for layers in (self._target_layers, self._guide_layers)
-            )
-        else:
-            target = {path: self._target_layers[path] for path in self._target_paths}
-            guide = {path: self._guide_layers[path] for path in self._guide_paths}
-        self._recorders = Recorder(target, "target"), Recorder(guide, "guide")
+        target, guide = self._sources()
+        repeats = self._comparison is None and self._pairing.repeats
+        self._recorders = (
+            Recorder(self.target, self._target_layers, target, "target", repeats=repeats),
+            Recorder(self.guide, self._guide_layers, guide, "guide", repeats=repeats),
+        )
+
+    def _sources(self) -> tuple[list[Source], list[Source]]:
+        """What to record of target and guide."""
+        if self._comparison is None:
+            return self._pairing.candidates()
+        return self._comparison.target_sources, self._comparison.guide_sources
+
+    def _observe(self, example: Any, guide_inputs: Any = None) -> tuple[Recorder, Recorder]:
+        """What the networks' layers return for an example, as shapes."""
+        target, guide = self._sources()
+        guide_inputs = example if guide_inputs is None else guide_inputs
+        return (
+            observed(self.target, self._target_layers, target, "target", example),
+            observed(self.guide, self._guide_layers, guide, "guide", guide_inputs),
+        )
 
     def _detach(self) -> None:
         for recorder in self._recorders or ():
@@ -502,71 +543,20 @@ class Guidance:
         self._recorders = None
         self._captured = False
 
-    def _set_pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
-        found = []
-        for pair in pairs:
-            paths = pair if isinstance(pair, (tuple, list)) else ()
-            if len(paths) != 2 or not all(isinstance(path, str) for path in paths):
-                raise ValueError(f"a pair is two strings (target path, guide path), got {pair!r}")
-            target, guide = paths
-            found.append(
-                (
-                    find_layer(self._target_layers, target, "target"),
-                    find_layer(self._guide_layers, guide, "guide"),
-                )
-            )
-        if not found:
-            raise ValueError('pairs is empty: give pairs of layers, or "even"')
-        self.pairs = found
-        self._target_paths = list(dict.fromkeys(target for target, _ in found))
-        self._guide_paths = list(dict.fromkeys(guide for _, guide in found))
-        self._index_pairs = [
-            (self._target_paths.index(target), self._guide_paths.index(guide))
-            for target, guide in found
-        ]
+    def _set_pairs(self, pairs: Sequence[Pair]) -> Comparison:
+        self.pairs = [pair.paths for pair in pairs]
+        self._comparison = self._comparison_of(pairs)
+        return self._comparison
 
-    def _even_pairs(self, target: list[str], guide: list[str]) -> list[tuple[str, str]]:
-        hidden = {
-            "target": hidden_layers(target, self._target_layers),
-            "guide": hidden_layers(guide, self._guide_layers),
-        }
-        for owner, paths in hidden.items():
-            if not paths:
-                raise RuntimeError(
-                    f'"even" found no layer to pair in the {owner}, besides the last one: '
-                    "give the pairs as a list"
-                )
-        return even_pairs(hidden["target"], hidden["guide"])
+    def _comparison_of(self, pairs: Sequence[Pair]) -> Comparison:
+        return Comparison(pairs, self.distance, self._target_layers, self._guide_layers)
 
-    def _check_grad(self, xs: Sequence[Tensor]) -> None:
-        if not torch.is_grad_enabled():
-            return
-        without = [p for p, x in zip(self._target_paths, xs, strict=True) if not x.requires_grad]
-        if without and any(p.requires_grad for p in self.target.parameters()):
-            layers = [self._target_layers[path] for path in without]
-            if any(p.requires_grad for layer in layers for p in layer.parameters()):
-                cause = (
-                    "the forward pass ran under no_grad, or in a checkpoint with "
-                    "use_reentrant=True: set it to False"
-                )
-            else:
-                cause = (
-                    "the layers up to it are frozen, or ran under no_grad: give the pairs as a "
-                    "list, without it"
-                )
-            raise RuntimeError(
-                f"the captured output of {', '.join(map(repr, without))} of the target has no "
-                f"gradient, so guidance could not train it; {cause}"
-            )
-
-    def _check_samples(self, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
-        for i, j in self._index_pairs:
-            if xs[i].shape[:1] != ys[j].shape[:1]:
-                raise ValueError(
-                    f"target layer {self._target_paths[i]!r} gave {tuple(xs[i].shape)} and guide "
-                    f"layer {self._guide_paths[j]!r} {tuple(ys[j].shape)}: the first axis is the "
-                    "batch and must be the same"
-                )
+    def _resolve(self, target: Recorder, guide: Recorder) -> Comparison:
+        """Choose the pairs from what was recorded of all candidates."""
+        comparison = self._set_pairs(self._pairing.resolve(target.calls(), guide.calls()))
+        target.keep(comparison.target_sources)
+        guide.keep(comparison.guide_sources)
+        return comparison
 
     def _device(self) -> torch.device | None:
         return next((p.device for p in self.target.parameters()), None)
@@ -602,13 +592,6 @@ class _Window:
         recorder.recording = False
         if kind is not None:
             recorder.clear()
-
-
-def _once_called(model: nn.Module, example: Any) -> list[str]:
-    """Paths that :func:`list_layers` saw once, in execution order."""
-    found = list_layers(model, example)
-    repeated = {layer.path for layer in found if layer.call}
-    return [layer.path for layer in found if layer.path not in repeated]
 
 
 def _is_distributed() -> bool:
