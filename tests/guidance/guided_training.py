@@ -32,16 +32,16 @@ class Net(nn.Module):
         return self.head(x)
 
 
-def batch(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(7)
+def batch(dtype: torch.dtype = torch.float32, seed: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     x = torch.randn(N, 10, generator=generator, dtype=torch.float64).to(dtype)
     return x, torch.randint(4, (N,), generator=generator)
 
 
-def step(target, guidance, x, y, optimizer=None) -> torch.Tensor:
+def step(target, guidance, x, y, optimizer=None, **options) -> torch.Tensor:
     with guidance.capture():
         logits = target(x)
-    loss = F.cross_entropy(logits, y) + guidance.loss(x)
+    loss = guidance.total_loss(F.cross_entropy(logits, y), x, **options)
     loss.backward()
     if optimizer is not None:
         optimizer.step()
@@ -75,11 +75,11 @@ def by_hand(model: Net, x: torch.Tensor) -> dict[str, torch.Tensor]:
     return outputs
 
 
-def train(release_at: int | None, steps: int) -> tuple[Net, Net, Guidance, Calls]:
+def train(steps: int, **options) -> tuple[Net, Net, Guidance, Calls]:
     x, y = batch()
     target, guide = Net(2, 12, seed=0), Net(2, 9, seed=1)
     calls = Calls(guide)
-    guidance = Guidance(target, guide, release_at=release_at)
+    guidance = Guidance(target, guide, **options)
     optimizer = torch.optim.SGD(target.parameters(), lr=0.1)
     torch.manual_seed(5)
     for _ in range(steps):

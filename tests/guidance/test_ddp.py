@@ -52,3 +52,41 @@ def test_ddp_gives_the_same_gradient(find_unused_parameters, held, process_group
         assert len(guidance.pairs) == 2
     for alone, ddp in zip(*gradients, strict=True):
         torch.testing.assert_close(ddp, alone)
+
+
+@pytest.mark.parametrize("find_unused_parameters", [False, True])
+def test_ddp_in_and_after_the_align_only_phase(find_unused_parameters, process_group):
+    """DDP waits for every parameter's gradient, also where only guidance trains."""
+    x, y = batch()
+    target, guide = Net(2, 12, seed=0, dropout=0.0), Net(2, 9, seed=1)
+    model = nn.parallel.DistributedDataParallel(
+        target, find_unused_parameters=find_unused_parameters
+    )
+    guidance = Guidance(model, guide, align_only=2)
+    alone = Guidance(Net(2, 12, seed=0, dropout=0.0), Net(2, 9, seed=1))
+    with alone.capture():
+        alone.target(x)
+    alone.loss(x).backward()
+    for i in range(4):
+        target.zero_grad()
+        step(model, guidance, x, y)
+        for p, expected in zip(target.parameters(), alone.target.parameters(), strict=True):
+            if i < 2:
+                zero = torch.zeros_like(p)
+                gradient = zero if expected.grad is None else expected.grad
+                torch.testing.assert_close(p.grad, gradient)
+    assert target.head.weight.grad.norm() > 1e-3
+
+
+def test_gradient_norms_do_not_disturb_ddp(process_group):
+    x, y = batch()
+    gradients = []
+    for grad_norms in (False, True):
+        target, guide = Net(2, 12, seed=0, dropout=0.0), Net(2, 9, seed=1)
+        model = nn.parallel.DistributedDataParallel(target)
+        guidance = Guidance(model, guide)
+        for _ in range(2):
+            step(model, guidance, x, y, grad_norms=grad_norms)
+        gradients.append([p.grad for p in target.parameters()])
+    for without, with_norms in zip(*gradients, strict=True):
+        assert torch.equal(with_norms, without)
