@@ -234,11 +234,13 @@ def observed(
     sources: Iterable[Source],
     owner: str,
     inputs: Any,
+    transform: Callable[[Any], Any] | None = None,
 ) -> Recorder:
     """A recorder without hooks that holds the shapes of one undisturbed forward pass."""
     recorder = Recorder(model, layers, sources, owner, repeats=True, shapes_only=True)
     try:
         with undisturbed(model, inputs):
+            inputs = inputs if transform is None else transform(inputs)
             recorder.recording = True
             call_model(model, inputs)
     finally:

@@ -17,6 +17,7 @@ from pyguide.guidance.degeneracy import DegeneracyWarner
 from pyguide.guidance.guide import FrozenGuide
 from pyguide.guidance.pairing import Pair, make_pairing
 from pyguide.guidance.paths import named_layers
+from pyguide.guidance.plan import Plan, make_plan
 
 __all__ = ["Guidance"]
 
@@ -136,6 +137,8 @@ class Guidance:
         self._closed = False
         self._recorders: tuple[Recorder, Recorder] | None = None
         self._comparison: Comparison | None = None
+        # What the first loss() compared, on the meta device.
+        self._seen: tuple[list[Tensor], ...] | None = None
         self._pairing = make_pairing(pairs, self._target_layers, self._guide_layers)
         if self._pairing.pairs is not None:
             self._set_pairs(self._pairing.pairs)
@@ -209,6 +212,11 @@ class Guidance:
         finally:
             target.clear()
             guide.clear()
+        if self._seen is None and not torch.compiler.is_compiling():
+            self._seen = tuple(
+                [torch.empty_like(captured.tensor, device="meta") for captured in side]
+                for side in (xs, ys)
+            )
         distances, degenerate = comparison(xs, ys, mask)
         if degenerate is not None:
             self._degeneracy.update(degenerate, comparison.paths)
@@ -216,6 +224,51 @@ class Guidance:
         self.last = distances.detach()
         self._last_loss = loss.detach()
         return loss
+
+    def plan(self, example: Any = None, guide_inputs: Any = None) -> Plan:
+        """What will be compared, how and at what cost; ``print(guidance.plan(x))``.
+
+        Runs one forward pass of both networks in eval mode and leaves both as they were.
+        Padding is not taken into account.
+
+        Parameters
+        ----------
+        example : Tensor, tuple or dict, optional
+            An input for both networks. Without it, the shapes of the first :meth:`loss`.
+        guide_inputs : Tensor, tuple or dict, optional
+            What the guide sees instead of `example`.
+
+        Returns
+        -------
+        Plan
+            Pairs, shapes, dtypes, route, multiply-adds and bytes, and totals.
+
+        Raises
+        ------
+        RuntimeError
+            Without an example before the first :meth:`loss`.
+
+        Examples
+        --------
+        >>> import torch, pyguide
+        >>> from torch import nn
+        >>> target = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> guide = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 3))
+        >>> plan = pyguide.Guidance(target, guide).plan(torch.randn(64, 8))
+        >>> plan.rows[0].guide_shape, plan.rows[0].route
+        ((64, 32), 'sample')
+        """
+        if example is None:
+            if self._comparison is None or self._seen is None:
+                raise RuntimeError("plan() needs an example until loss() has run: plan(x)")
+            return make_plan(self._comparison, *self._seen)
+        target, guide = self._observe(example, guide_inputs)
+        comparison = self._comparison or self._comparison_of(
+            self._pairing.resolve(target.calls(), guide.calls())
+        )
+        xs, ys = target.take(comparison.target_sources), guide.take(comparison.guide_sources)
+        comparison.check(xs, ys)
+        return make_plan(comparison, [x.tensor for x in xs], [y.tensor for y in ys])
 
     def step(self) -> None:
         """Count one optimizer step; releases the target at `release_at`."""
@@ -303,11 +356,16 @@ class Guidance:
     def _observe(self, example: Any, guide_inputs: Any = None) -> tuple[Recorder, Recorder]:
         """What the networks' layers return for an example, as shapes."""
         target, guide = self._sources()
+        transform = self._guide.transform if guide_inputs is None else None
         guide_inputs = example if guide_inputs is None else guide_inputs
-        return (
-            observed(self.target, self._target_layers, target, "target", example),
-            observed(self.guide, self._guide_layers, guide, "guide", guide_inputs),
-        )
+        state = self._guide.state_dict()  # the transform may be a noise with a state
+        try:
+            return (
+                observed(self.target, self._target_layers, target, "target", example),
+                observed(self.guide, self._guide_layers, guide, "guide", guide_inputs, transform),
+            )
+        finally:
+            self._guide.load_state_dict(state)
 
     def _detach(self) -> None:
         for recorder in self._recorders or ():
@@ -318,6 +376,7 @@ class Guidance:
 
     def _set_pairs(self, pairs: Sequence[Pair]) -> Comparison:
         self.pairs = [pair.paths for pair in pairs]
+        self._seen = None
         self._comparison = self._comparison_of(pairs)
         return self._comparison
 
