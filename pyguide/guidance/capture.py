@@ -198,7 +198,7 @@ class Recorder:
             r
             for r in self._records
             if r.source.path == source.path
-            and r.source.extract is source.extract
+            and r.source.extract == source.extract
             and r.call == (source.call or 0)
         )
         return Captured(_checked_tensor(record, layer), record.mask)

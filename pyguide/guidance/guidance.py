@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from typing import Any, NoReturn
 
@@ -40,12 +40,24 @@ class Guidance:
     guide : nn.Module
         The network to resemble, on the same device. It must not share parameters with
         the target or be a part of it. If DDP wraps a parent of both, make Guidance first.
-    pairs : "even" or sequence of (str, str)
+    pairs : str, or sequence of (str, str) or Pair
         Pairs (target path, guide path) of dotted module paths as :func:`pyguide.list_layers`
-        prints them; pairs on the same layer add up. "even" spreads min(t, g) pairs over the
-        candidate layers of both networks in execution order: Linear, convolutions, recurrent
-        layers, attention and adaptive pooling that are called once, without the network's
-        last one (the logits). Norm layers are left out: they restate the layer before them.
+        prints them, or globs of them, or :class:`pyguide.Pair` objects with options; pairs on
+        the same layer add up. Or a rule:
+
+        - "even" spreads min(t, g) pairs over the candidate layers of both networks in
+          execution order: Linear, convolutions, recurrent layers, attention and adaptive
+          pooling that are called once, without the network's last one (the logits). Norm
+          layers are left out: they restate the layer before them.
+        - "first:k" and "last:k" are the first or last k pairs of "even". Where the guide has
+          no more candidates than the target, these are its first or last k layers, as in
+          the paper's ablation.
+        - "paper" is the mapping of the paper's code: guide layer i of l goes to target layer
+          ``min(round(i (t - 1) / (l - 1)), t - 1)`` of t, halves to the even number, and the
+          last guide layer on a target layer wins. Candidates are every call of Conv2d, Linear,
+          AdaptiveAvgPool2d, LSTM, RNN, TransformerDecoderLayer, LayerNorm and
+          MultiheadAttention (not of subclasses), without the last one. "paper-sum" keeps
+          every guide layer, as the paper's text has it.
     distance : str or Distance
         "cka", "debiased_cka" or an object from :mod:`pyguide.distances`.
     weight : float
@@ -54,8 +66,8 @@ class Guidance:
         Number of optimizer steps after which the target trains alone. 0: never guided, and
         the guide is left as it is.
     example : Tensor, tuple or dict, optional
-        An input for both networks with which "even" is resolved now. Without it, the first
-        :meth:`loss` does so; until then every candidate layer is captured.
+        An input for both networks with which rules and globs are resolved now. Without it,
+        the first :meth:`loss` does so; until then every candidate layer is captured.
 
     Raises
     ------
@@ -67,8 +79,8 @@ class Guidance:
     Notes
     -----
     The first axis of a captured output is the batch. torch's own recurrent, attention and
-    Transformer layers made with ``batch_first=False`` are transposed; a tuple stands for
-    its first tensor.
+    Transformer layers made with ``batch_first=False`` are transposed. :class:`pyguide.Pair`
+    says what stands for a tuple, a dict or a PackedSequence.
 
     Examples
     --------
@@ -98,7 +110,7 @@ class Guidance:
         self,
         target: nn.Module,
         guide: nn.Module,
-        pairs: str | Sequence[tuple[str, str]] = "even",
+        pairs: str | Iterable[Pair | tuple[str, str]] = "even",
         distance: str | Distance = "cka",
         weight: float = 1.0,
         release_at: int | None = None,
@@ -123,7 +135,7 @@ class Guidance:
         self.steps = 0
         #: Whether guidance is over.
         self.released = False
-        #: The (target path, guide path) pairs; None while "even" is not resolved.
+        #: The (target path, guide path) pairs; None while rules and globs are not resolved.
         self.pairs: list[tuple[str, str]] | None = None
         #: (P,) detached distances of the last :meth:`loss`, in the order of `pairs`.
         self.last: Tensor | None = None
@@ -170,6 +182,13 @@ class Guidance:
             What the target saw: one argument, positional or keyword arguments.
         guide_inputs : Tensor, tuple or dict, optional
             What the guide sees instead of `x`.
+        mask : Tensor, optional
+            (n, T) bool, True where position t of the sample is valid, for layers that are
+            (n, T, ...); others ignore it. A per-token pair compares each position over its
+            valid samples, and leaves out positions with fewer than the distance needs (2,
+            debiased 4). A pair of whole sequences has the mean of the valid samples in place
+            of padding: there the sample is an average one and adds nothing. Padded values
+            change nothing and get no gradient. On a GPU, per-token pairs wait for the mask.
 
         Returns
         -------
@@ -179,14 +198,16 @@ class Guidance:
         Raises
         ------
         RuntimeError
-            Without a capture; if a layer recorded nothing, two calls, or an output that
-            was modified in place since; if grad mode is on but a captured layer of a
-            trainable target has no gradient (a checkpoint with ``use_reentrant=True``,
-            no_grad, frozen layers).
+            Without a capture; if a layer recorded nothing, two calls where the pair names
+            none, or an output that was modified in place since; if grad mode is on but a
+            captured layer of a trainable target has no gradient (a checkpoint with
+            ``use_reentrant=True``, no_grad, frozen layers).
         TypeError
-            If a layer's output is not a tensor or a tuple that starts with one.
+            If it is not clear which tensor stands for a layer's output; a mask that is not
+            bool (n, T).
         ValueError
-            If paired layers differ in their number of samples.
+            If paired layers differ in their number of samples or, per token, of positions;
+            globs that do not match equally many layers; a mask that fits no layer.
         """
         if self.released:
             return torch.zeros((), device=self._device())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import distance, guided, mlp
+from networks import N, distance, guided, mlp
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
@@ -93,3 +93,20 @@ def test_a_target_compiled_too_early_raises_until_reset(x, early, pairs):
         target(x)
     expected = distance(model.net[0](x), guide[0](x))
     assert guidance.loss(x).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_plan_of_a_compiled_target_compiles_nothing(x):
+    target, guide = mlp(6, 8, 3), mlp(6, 5, 3, seed=1)
+    counter = CompileCounter()
+    compiled = torch.compile(target, backend=counter, fullgraph=True)
+    guidance = Guidance(compiled, guide, pairs=[("0", "0")])
+    plans = [guidance.plan(x)]
+    for _ in range(2):
+        with guidance.capture():
+            compiled(x)
+        loss = guidance.loss(x).item()
+        plans.append(guidance.plan(x))
+    assert counter.frame_count == 1
+    assert plans[0].rows[0].target_shape == (N, 8)
+    assert plans == plans[:1] * 3
+    assert loss == pytest.approx(distance(target[0](x), guide[0](x)), abs=1e-6)

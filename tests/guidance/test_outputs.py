@@ -51,6 +51,19 @@ def test_time_first_layers_are_compared_by_sample(kind):
     assert loss == pytest.approx(distance(sequence, guide[0](x)), abs=1e-6)
 
 
+def test_layers_inside_a_transformer_of_the_guide():
+    """In eval mode without gradient torch has a fast path around the layers inside."""
+    x = torch.randn(N, 5, 6)
+    layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)
+    guide = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    target = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))
+    loss = guided(target, guide, x, pairs=[("0", "layers.1.linear1")])
+    inside = []
+    guide.layers[1].linear1.register_forward_hook(lambda m, args, output: inside.append(output))
+    guide(x)
+    assert loss == pytest.approx(distance(target[0](x), inside[0]), abs=1e-6)
+
+
 @dataclass
 class _ModelOutput(OrderedDict):
     """As Hugging Face's: a dataclass and a dict of the fields that are not None."""
@@ -193,9 +206,9 @@ def test_a_packed_sequence_is_padded_and_padding_does_not_count(batch_first):
     loss = guidance.loss(x).item()
 
     padded = torch.zeros(N, 5, 4)
-    for sequence, out, length in zip(x, padded, lengths, strict=True):
-        sequence = sequence[:length].unsqueeze(0 if batch_first else 1)
-        out[:length] = target.lstm(sequence)[0].reshape(-1, 4)
+    for i, length in enumerate(lengths):
+        sequence = x[i, :length].unsqueeze(0 if batch_first else 1)
+        padded[i, :length] = target.lstm(sequence)[0].detach().reshape(-1, 4)
     for t in range(5):  # the mean of the position, so that nothing is left of it when centred
         there = lengths > t
         padded[~there, t] = padded[there, t].mean(0)
