@@ -5,5 +5,15 @@ from pyguide.guidance.guidance import Guidance
 from pyguide.guidance.layers import LayerInfo, list_layers
 from pyguide.guidance.noise import gaussian_noise
 from pyguide.guidance.pairing import Pair
+from pyguide.guidance.plan import Plan, PlanRow
 
-__all__ = ["Guidance", "LayerInfo", "Pair", "gaussian_noise", "list_layers", "schedules"]
+__all__ = [
+    "Guidance",
+    "LayerInfo",
+    "Pair",
+    "Plan",
+    "PlanRow",
+    "gaussian_noise",
+    "list_layers",
+    "schedules",
+]

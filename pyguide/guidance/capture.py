@@ -198,7 +198,7 @@ class Recorder:
             r
             for r in self._records
             if r.source.path == source.path
-            and r.source.extract is source.extract
+            and r.source.extract == source.extract
             and r.call == (source.call or 0)
         )
         return Captured(_checked_tensor(record, layer), record.mask)
@@ -234,11 +234,13 @@ def observed(
     sources: Iterable[Source],
     owner: str,
     inputs: Any,
+    transform: Callable[[Any], Any] | None = None,
 ) -> Recorder:
     """A recorder without hooks that holds the shapes of one undisturbed forward pass."""
     recorder = Recorder(model, layers, sources, owner, repeats=True, shapes_only=True)
     try:
         with undisturbed(model, inputs):
+            inputs = inputs if transform is None else transform(inputs)
             recorder.recording = True
             call_model(model, inputs)
     finally:

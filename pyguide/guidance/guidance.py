@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
@@ -17,6 +17,7 @@ from pyguide.guidance.guide import FrozenGuide
 from pyguide.guidance.logs import LossRecord, grad_norm
 from pyguide.guidance.pairing import Pair, make_pairing
 from pyguide.guidance.paths import named_layers
+from pyguide.guidance.plan import Plan, make_plan
 from pyguide.guidance.schedules import Schedule, as_schedule, weight_at, whole_number
 from pyguide.guidance.timing import StepClock
 
@@ -41,12 +42,24 @@ class Guidance:
     guide : nn.Module
         The network to resemble, on the same device. It must not share parameters with
         the target or be a part of it. If DDP wraps a parent of both, make Guidance first.
-    pairs : "even" or sequence of (str, str)
+    pairs : str, or sequence of (str, str) or Pair
         Pairs (target path, guide path) of dotted module paths as :func:`pyguide.list_layers`
-        prints them; pairs on the same layer add up. "even" spreads min(t, g) pairs over the
-        candidate layers of both networks in execution order: Linear, convolutions, recurrent
-        layers, attention and adaptive pooling that are called once, without the network's
-        last one (the logits). Norm layers are left out: they restate the layer before them.
+        prints them, or globs of them, or :class:`pyguide.Pair` objects with options; pairs on
+        the same layer add up. Or a rule:
+
+        - "even" spreads min(t, g) pairs over the candidate layers of both networks in
+          execution order: Linear, convolutions, recurrent layers, attention and adaptive
+          pooling that are called once, without the network's last one (the logits). Norm
+          layers are left out: they restate the layer before them.
+        - "first:k" and "last:k" are the first or last k pairs of "even". Where the guide has
+          no more candidates than the target, these are its first or last k layers, as in
+          the paper's ablation.
+        - "paper" is the mapping of the paper's code: guide layer i of l goes to target layer
+          ``min(round(i (t - 1) / (l - 1)), t - 1)`` of t, halves to the even number, and the
+          last guide layer on a target layer wins. Candidates are every call of Conv2d, Linear,
+          AdaptiveAvgPool2d, LSTM, RNN, TransformerDecoderLayer, LayerNorm and
+          MultiheadAttention (not of subclasses), without the last one. "paper-sum" keeps
+          every guide layer, as the paper's text has it.
     distance : str or Distance
         "cka", "debiased_cka" or an object from :mod:`pyguide.distances`.
     weight : float or callable
@@ -57,8 +70,8 @@ class Guidance:
         Number of optimizer steps after which the target trains alone. 0: never guided, and
         the guide is left as it is.
     example : Tensor, tuple or dict, optional
-        An input for both networks with which "even" is resolved now. Without it, the first
-        :meth:`loss` does so; until then every candidate layer is captured.
+        An input for both networks with which rules and globs are resolved now. Without it,
+        the first :meth:`loss` does so; until then every candidate layer is captured.
     align_only : int
         Number of optimizer steps during which :meth:`total_loss` leaves the task loss out.
     guide_mode : "eval", "batch_stats" or "calibrated"
@@ -87,15 +100,15 @@ class Guidance:
     Notes
     -----
     The first axis of a captured output is the batch. torch's own recurrent, attention and
-    Transformer layers made with ``batch_first=False`` are transposed; a tuple stands for
-    its first tensor.
+    Transformer layers made with ``batch_first=False`` are transposed. :class:`pyguide.Pair`
+    says what stands for a tuple, a dict or a PackedSequence.
 
-    The target may be compiled, or the whole step up to the loss, with ``fullgraph=True``:
-    give the pairs as a list or an `example` then, since the hooks of other layers cannot be
-    removed there. In one graph with ``torch._dynamo.config.trace_autograd_ops = True`` also
-    the backward, if the function returns ``loss.detach()``. What breaks the graph:
-    :func:`pyguide.guidance.gaussian_noise`, the batches that "calibrated" takes statistics
-    from, `grad_norms` and the change of a phase. Call :meth:`step` outside.
+    The target may be compiled, or the whole step up to the loss, also with
+    ``fullgraph=True``: give an `example` then, unless `pairs` lists paths, since hooks cannot
+    be removed there. With ``torch._dynamo.config.trace_autograd_ops = True`` the one graph
+    may have the backward too, if the function returns ``loss.detach()``. Graph breaks are
+    :func:`pyguide.guidance.gaussian_noise`, the batches from which "calibrated" takes its
+    statistics, and `grad_norms`. Each phase is compiled on its own. Call :meth:`step` outside.
 
     Examples
     --------
@@ -130,7 +143,7 @@ class Guidance:
         self,
         target: nn.Module,
         guide: nn.Module,
-        pairs: str | Sequence[tuple[str, str]] = "even",
+        pairs: str | Iterable[Pair | tuple[str, str]] = "even",
         distance: str | Distance = "cka",
         weight: float | Schedule = 1.0,
         release_at: int | None = None,
@@ -161,7 +174,7 @@ class Guidance:
         self._weight = weight_at(self._schedule, 0)
         #: Whether guidance is over.
         self.released = False
-        #: The (target path, guide path) pairs; None while "even" is not resolved.
+        #: The (target path, guide path) pairs; None while rules and globs are not resolved.
         self.pairs: list[tuple[str, str]] | None = None
         self._target_layers = named_layers(target)
         self._guide_layers = named_layers(guide)
@@ -172,6 +185,8 @@ class Guidance:
         self._closed = False
         self._recorders: tuple[Recorder, Recorder] | None = None
         self._comparison: Comparison | None = None
+        # What the first loss() compared, on the meta device.
+        self._seen: tuple[list[Tensor], ...] | None = None
         self._pairing = make_pairing(pairs, self._target_layers, self._guide_layers)
         if self._pairing.pairs is not None:
             self._set_pairs(self._pairing.pairs)
@@ -204,6 +219,13 @@ class Guidance:
             What the target saw: one argument, positional or keyword arguments.
         guide_inputs : Tensor, tuple or dict, optional
             What the guide sees instead of `x`; `guide_transform` is not applied to it.
+        mask : Tensor, optional
+            (n, T) bool, True where position t of the sample is valid, for layers that are
+            (n, T, ...); others ignore it. A per-token pair compares each position over its
+            valid samples, and leaves out positions with fewer than the distance needs (2,
+            debiased 4). A pair of whole sequences has the mean of the valid samples in place
+            of padding: there the sample is an average one and adds nothing. Padded values
+            change nothing and get no gradient. On a GPU, per-token pairs wait for the mask.
 
         Returns
         -------
@@ -214,14 +236,16 @@ class Guidance:
         Raises
         ------
         RuntimeError
-            Without a capture; if a layer recorded nothing, two calls, or an output that
-            was modified in place since; if grad mode is on but a captured layer of a
-            trainable target has no gradient (a checkpoint with ``use_reentrant=True``,
-            no_grad, frozen layers).
+            Without a capture; if a layer recorded nothing, two calls where the pair names
+            none, or an output that was modified in place since; if grad mode is on but a
+            captured layer of a trainable target has no gradient (a checkpoint with
+            ``use_reentrant=True``, no_grad, frozen layers).
         TypeError
-            If a layer's output is not a tensor or a tuple that starts with one.
+            If it is not clear which tensor stands for a layer's output; a mask that is not
+            bool (n, T).
         ValueError
-            If paired layers differ in their number of samples.
+            If paired layers differ in their number of samples or, per token, of positions;
+            globs that do not match equally many layers; a mask that fits no layer.
         """
         if self._idle:
             loss = torch.zeros((), device=self._device())
@@ -286,6 +310,51 @@ class Guidance:
         if self.aligning:
             return self._without_task(guidance, task_loss)
         return task_loss if self._idle else task_loss + guidance
+
+    def plan(self, example: Any = None, guide_inputs: Any = None) -> Plan:
+        """What will be compared, how and at what cost; ``print(guidance.plan(x))``.
+
+        Runs one forward pass of both networks in eval mode and leaves both as they were.
+        Padding is not taken into account.
+
+        Parameters
+        ----------
+        example : Tensor, tuple or dict, optional
+            An input for both networks. Without it, the shapes of the first :meth:`loss`.
+        guide_inputs : Tensor, tuple or dict, optional
+            What the guide sees instead of `example`.
+
+        Returns
+        -------
+        Plan
+            Pairs, shapes, dtypes, route, multiply-adds and bytes, and totals.
+
+        Raises
+        ------
+        RuntimeError
+            Without an example before the first :meth:`loss`.
+
+        Examples
+        --------
+        >>> import torch, pyguide
+        >>> from torch import nn
+        >>> target = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> guide = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 3))
+        >>> plan = pyguide.Guidance(target, guide).plan(torch.randn(64, 8))
+        >>> plan.rows[0].guide_shape, plan.rows[0].route
+        ((64, 32), 'sample')
+        """
+        if example is None:
+            if self._comparison is None or self._seen is None:
+                raise RuntimeError("plan() needs an example until loss() has run: plan(x)")
+            return make_plan(self._comparison, *self._seen)
+        target, guide = self._observe(example, guide_inputs)
+        comparison = self._comparison or self._comparison_of(
+            self._pairing.resolve(target.calls(), guide.calls())
+        )
+        xs, ys = target.take(comparison.target_sources), guide.take(comparison.guide_sources)
+        comparison.check(xs, ys)
+        return make_plan(comparison, [x.tensor for x in xs], [y.tensor for y in ys])
 
     def step(self) -> None:
         """Count one optimizer step; releases the target at `release_at`.
@@ -489,6 +558,11 @@ class Guidance:
         finally:
             target.clear()
             guide.clear()
+        if self._seen is None and not torch.compiler.is_compiling():
+            self._seen = tuple(
+                [torch.empty_like(captured.tensor, device="meta") for captured in side]
+                for side in (xs, ys)
+            )
         return comparison, xs, ys
 
     def _distances(
@@ -531,11 +605,17 @@ class Guidance:
     def _observe(self, example: Any, guide_inputs: Any = None) -> tuple[Recorder, Recorder]:
         """What the networks' layers return for an example, as shapes."""
         target, guide = self._sources()
-        guide_inputs = example if guide_inputs is None else guide_inputs
-        return (
-            observed(self.target, self._target_layers, target, "target", example),
-            observed(self.guide, self._guide_layers, guide, "guide", guide_inputs),
-        )
+        transform = self._guide.transform if guide_inputs is None else None
+        if guide_inputs is None:
+            guide_inputs = self._guide.example_inputs(example)
+        state = self._guide.state_dict()  # the transform may be a noise with a state
+        try:
+            return (
+                observed(self.target, self._target_layers, target, "target", example),
+                observed(self.guide, self._guide_layers, guide, "guide", guide_inputs, transform),
+            )
+        finally:
+            self._guide.load_state_dict(state)
 
     def _detach(self) -> None:
         for recorder in self._recorders or ():
@@ -545,6 +625,7 @@ class Guidance:
 
     def _set_pairs(self, pairs: Sequence[Pair]) -> Comparison:
         self.pairs = [pair.paths for pair in pairs]
+        self._seen = None
         self._comparison = self._comparison_of(pairs)
         return self._comparison
 

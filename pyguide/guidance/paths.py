@@ -114,6 +114,8 @@ def _regular_expression(pattern: str) -> str:
     symbols = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
     parts = re.split(r"(\*\*|\*|\?|\[[^\]]+\])", pattern)
     return "".join(
-        part if part.startswith("[") and part.endswith("]") else symbols.get(part, re.escape(part))
+        part.replace("[!", "[^", 1)
+        if part.startswith("[") and part.endswith("]")
+        else symbols.get(part, re.escape(part))
         for part in parts
     )

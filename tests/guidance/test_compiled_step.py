@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch._dynamo.testing
 import torch.nn.functional as F
-from guided_training import Net, batch, hooks
+from guided_training import Net, batch
+from networks import hooks
 
 from pyguide.guidance import Guidance, gaussian_noise, schedules
 

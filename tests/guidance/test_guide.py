@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from guided_training import Net, batch, by_hand, step
+from guided_training import N, Net, batch, by_hand, step
 from torch import nn
 
 from pyguide import reference
@@ -227,6 +227,30 @@ def test_the_state_of_a_transform_is_saved():
     transform = Counting()
     _setup("eval", guide_transform=transform)[2].load_state_dict(guidance.state_dict())
     assert transform.calls == 3
+
+
+def test_an_example_sees_the_transform_and_leaves_its_state():
+    x, _ = batch()
+    target, guide = Net(1, 12, seed=0), nn.Sequential(nn.Linear(5, 9), nn.Linear(9, 4))
+    noise = gaussian_noise(seed=4)
+    seen = []
+    guide.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+
+    class Half:
+        def __call__(self, x):
+            return noise(x[:, :5])
+
+        def state_dict(self):
+            return noise.state_dict()
+
+        def load_state_dict(self, state):
+            noise.load_state_dict(state)
+
+    guidance = Guidance(target, guide, example=x, guide_transform=Half())
+    assert guidance.plan(x).rows[0].guide_shape == (N, 9)
+    _guided(target, guidance, x)
+    assert len(seen) == 3
+    assert torch.equal(seen[2], seen[0])
 
 
 def test_noise_is_what_the_guide_sees():
