@@ -274,8 +274,8 @@ class Guidance:
         optimizers leave them as they are: no weight decay, no change of Adam's averages.
         Where torch.distributed is initialised, `task_loss` is kept with a factor of 0,
         because DistributedDataParallel waits for the gradient of every parameter: it is 0
-        there, so weight decay acts, and Adam counts the step (its first update after the
-        phase is larger). To avoid both, start these parameters' optimizer after the phase.
+        there, so weight decay acts, and Adam counts the step, which changes the size of its
+        first updates after the phase. To avoid both, start these parameters' optimizer then.
 
         Parameters
         ----------
