@@ -70,11 +70,15 @@ _ONE_GRAPH = {
     "linear": (lambda: {"weight": schedules.linear(1.0, 0.2, steps=10)}, 2),
     # Code for each phase.
     "align, release": (lambda: {"align_only": 2, "release_at": 4}, 3),
-    "zero": (lambda: {"weight": lambda step: float(step < 2)}, 2),
+    "zero": (lambda: {"weight": lambda step: float(step < 2)}, 3),
 }
+_SLOW = ("linear", "align, release", "zero")
 
 
-@pytest.mark.parametrize("name", _ONE_GRAPH)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in _SLOW else ()) for n in _ONE_GRAPH],
+)
 def test_one_graph_equals_eager(name):
     make, compilations = _ONE_GRAPH[name]
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
@@ -82,6 +86,7 @@ def test_one_graph_equals_eager(name):
     assert counter.frame_count == compilations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -95,6 +100,7 @@ def test_with_graph_breaks_it_equals_eager(make):
     _assert_equals_eager("aot_eager", make, fullgraph=False)
 
 
+@pytest.mark.slow
 def test_backward_after_a_graph_break():
     _assert_equals_eager("aot_eager", dict, fullgraph=False, inside=True)
 

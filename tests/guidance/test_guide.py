@@ -111,7 +111,7 @@ def test_buffers_that_the_user_changes_are_used():
     target, guide = Net(1, 12, seed=0), Net(2, 9, seed=1, dropout=0.0)
     guidance = Guidance(target, guide, pairs=[("blocks.0.0", "blocks.1.0")])
     for change in (
-        lambda norm: norm.running_mean.add_(3.0),
+        lambda norm: norm.running_mean.sub_(3.0),
         lambda norm: setattr(norm, "running_var", torch.rand(9) + 0.1),
         lambda norm: norm.load_state_dict(norm.state_dict() | {"running_mean": torch.rand(9)}),
     ):
@@ -136,7 +136,7 @@ def _setup(mode: str, **options) -> tuple[Net, Net, Guidance]:
     """With a guide whose own statistics are far from its activations'."""
     target, guide = Net(1, 12, seed=0, dropout=0.0), Net(3, 9, seed=1)
     for block in guide.blocks:
-        block[1].running_mean.fill_(2.0)
+        block[1].running_mean.fill_(-1.0)
     pairs = [("blocks.0.0", "blocks.2.0")]
     return target, guide, Guidance(target, guide, pairs=pairs, guide_mode=mode, **options)
 

@@ -44,7 +44,7 @@ def _trained(dtype: torch.dtype | None, scale: float | None, steps: int = 1):
     """Gradients before the optimizer's step, unscaled, of a few guided steps."""
     x, y = batch()
     target, guide = Net(2, 12, seed=0, dropout=0.0), Net(2, 9, seed=1)
-    guidance = Guidance(target, guide, weight=1e-4, align_only=steps)
+    guidance = Guidance(target, guide, weight=1e-6, align_only=steps)
     optimizer = torch.optim.SGD(target.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
     for _ in range(steps):
