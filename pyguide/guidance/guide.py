@@ -55,7 +55,7 @@ class FrozenGuide:
         self.calibrated = 0
         self._modules = list(model.modules())
         self._parameters = list(model.parameters())
-        self._buffers = _KeptBuffers(self._modules)
+        self._buffers = _CopiedBuffers(self._modules)
         self._norms = {
             name: module
             for name, module in model.named_modules()
@@ -77,14 +77,15 @@ class FrozenGuide:
     def run(self, x: Any, inputs: Any = None) -> None:
         """One forward pass on `inputs`, or else on the transform of `x`."""
         self.freeze()
-        with torch.no_grad(), self._buffers.kept(), self._batch_norm():
+        with torch.no_grad():
             if inputs is None:
                 inputs = x if self.transform is None else self.transform(x)
-            call_model(self.model, inputs)
+            with self._buffers.used(), self._batch_norm():
+                call_model(self.model, inputs)
 
     def state_dict(self) -> dict[str, Any]:
-        """Statistics of "calibrated" and the state of the transform; empty without them."""
-        state: dict[str, Any] = {}
+        """The mode, the statistics of "calibrated" and the state of the transform."""
+        state: dict[str, Any] = {"mode": self.mode}
         if self.mode == "calibrated":
             state["calibrated"] = self.calibrated
             state["statistics"] = {
@@ -96,7 +97,11 @@ class FrozenGuide:
         return state
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Raise ValueError if the statistics are of another guide."""
+        """Raise ValueError if `state` is of another mode or another guide."""
+        if state["mode"] != self.mode:
+            raise ValueError(
+                f"the state is of guide_mode={state['mode']!r}, this Guidance has {self.mode!r}"
+            )
         for name, values in state.get("statistics", {}).items():
             mean = self._norms[name].running_mean if name in self._norms else None
             if mean is None or mean.shape != values["running_mean"].shape:
@@ -105,13 +110,12 @@ class FrozenGuide:
                 )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up `state`; calibration starts anew if it has none."""
-        self.check_state(state)
+        """Take up a state that passes :meth:`check_state`."""
         if self.mode == "calibrated":
-            self.calibrated = int(state.get("calibrated", 0))
+            self.calibrated = int(state["calibrated"])
             self._statistics = {
                 name: _statistics(self._norms[name], values, values["num_batches_tracked"])
-                for name, values in state.get("statistics", {}).items()
+                for name, values in state["statistics"].items()
             }
         if "transform" in state and hasattr(self.transform, "load_state_dict"):
             self.transform.load_state_dict(state["transform"])
@@ -156,37 +160,44 @@ def _statistics(
     return statistics | {"num_batches_tracked": torch.as_tensor(batches).clone()}
 
 
-class _KeptBuffers:
-    """Puts back what a forward pass changes in the buffers of modules."""
+class _CopiedBuffers:
+    """Lets modules run on copies of their buffers, so that they cannot change them."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._modules = modules
-        # The buffers as they should be: object, version and a copy.
-        self._known: dict[tuple[nn.Module, str], tuple[Tensor | None, int, Tensor | None]] = {}
+        # Buffer and its version, copy and its version: to copy only after a change.
+        self._copies: dict[tuple[nn.Module, str], tuple[Tensor, int, Tensor, int]] = {}
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def used(self) -> Iterator[None]:
         before = [
             (module, name, buffer)
             for module in self._modules
             for name, buffer in module._buffers.items()
         ]
-        for module, name, buffer in before:
-            known = self._known.get((module, name))
-            if known is None or known[0] is not buffer or known[1] != _version(buffer):
-                copy = None if buffer is None else buffer.clone()
-                self._known[module, name] = buffer, _version(buffer), copy
         try:
+            for module, name, buffer in before:
+                if buffer is not None:
+                    module._buffers[name] = self._copy(module, name, buffer)
             yield
         finally:
             for module, name, buffer in before:
-                _, version, copy = self._known[module, name]
-                if buffer is not None and copy is not None and _version(buffer) != version:
-                    buffer.copy_(copy)
-                    self._known[module, name] = buffer, _version(buffer), copy
-                if module._buffers.get(name) is not buffer:
-                    module._buffers[name] = buffer
+                module._buffers[name] = buffer
+
+    def _copy(self, module: nn.Module, name: str, buffer: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            # There are no versions there, and a copy that does not change costs nothing.
+            return buffer.clone()
+        if (module, name) in self._copies:
+            original, version, copy, copy_version = self._copies[module, name]
+            unchanged = version == _version(buffer) and copy_version == _version(copy)
+            if original is buffer and unchanged:
+                return copy
+        copy = buffer.clone()
+        self._copies[module, name] = buffer, _version(buffer), copy, _version(copy)
+        return copy
 
 
-def _version(buffer: Tensor | None) -> int:
-    return 0 if buffer is None or buffer.is_inference() else buffer._version
+def _version(buffer: Tensor) -> int:
+    # Inference tensors have none; outside inference mode they cannot change.
+    return 0 if buffer.is_inference() else buffer._version

@@ -46,7 +46,6 @@ class _GaussianNoise:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.calls = 0
-        self._generators: dict[torch.device, torch.Generator] = {}
 
     def __repr__(self) -> str:
         return f"gaussian_noise(seed={self.seed})"
@@ -54,34 +53,23 @@ class _GaussianNoise:
     def __call__(self, inputs: Any) -> Any:
         arguments = inputs.values() if isinstance(inputs, dict) else inputs
         arguments = [inputs] if isinstance(inputs, Tensor) else list(arguments)
-        if not any(_is_floating(argument) for argument in arguments):
+        # Seeded anew in each call, so that the number of calls is all the state there is.
+        # torch's CPU generator takes 32 bits of a seed: draw them from both numbers.
+        bits = random.Random(f"{self.seed} {self.calls}").getrandbits(32)
+        generators = {
+            device: torch.Generator(device).manual_seed(bits)
+            for device in {argument.device for argument in arguments if _is_floating(argument)}
+        }
+        if not generators:
             raise TypeError(
                 "gaussian_noise needs a floating-point input to replace, such as images; "
                 "give other inputs to Guidance.loss as guide_inputs"
             )
-        # Seeded anew in each call, so that the number of calls is all the state there is.
-        # torch's CPU generator takes 32 bits of a seed: draw them from both numbers.
-        bits = random.Random(f"{self.seed} {self.calls}").getrandbits(32)
         self.calls += 1
-        for generator in self._generators.values():
-            generator.manual_seed(bits)
-        noise = [self._noise(argument, bits) for argument in arguments]
+        noise = [_noise_like(a, generators) if _is_floating(a) else a for a in arguments]
         if isinstance(inputs, dict):
             return dict(zip(inputs, noise, strict=True))
         return noise[0] if isinstance(inputs, Tensor) else tuple(noise)
-
-    def _noise(self, argument: Any, bits: int) -> Any:
-        if not _is_floating(argument):
-            return argument
-        device = argument.device
-        if device not in self._generators:
-            self._generators[device] = torch.Generator(device).manual_seed(bits)
-        return torch.randn(
-            argument.shape,
-            generator=self._generators[device],
-            dtype=argument.dtype,
-            device=device,
-        )
 
     def state_dict(self) -> dict[str, int]:
         return {"calls": self.calls}
@@ -92,3 +80,8 @@ class _GaussianNoise:
 
 def _is_floating(argument: Any) -> bool:
     return isinstance(argument, Tensor) and argument.is_floating_point()
+
+
+def _noise_like(x: Tensor, generators: dict[torch.device, torch.Generator]) -> Tensor:
+    generator = generators[x.device]
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)

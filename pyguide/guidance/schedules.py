@@ -116,6 +116,11 @@ def as_schedule(weight: float | Schedule) -> Schedule:
     return weight if callable(weight) else constant(weight)
 
 
+def weight_at(schedule: Schedule, step: int) -> float:
+    """The weight at `step`; ValueError if it is not finite."""
+    return _finite(f"the weight at step {step}", schedule(step))
+
+
 def whole_number(name: str, value: object, minimum: int = 0) -> int:
     """`value` as an int; ValueError if it is none or below `minimum`."""
     if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= minimum:
