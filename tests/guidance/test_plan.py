@@ -192,6 +192,9 @@ def test_table_and_dict(x):
     guide = nn.Sequential(Layer(lambda x: x[:, None].expand(-1, 3, -1)), nn.Linear(6, 8))
     pairs = [("1", "1"), Pair("1", "1", per_token=True)]
     plan = Guidance(target, guide, pairs=pairs, distance="debiased_cka").plan(x)
+    # Three Gram matrices of 8 features cost what one of 24 does.
+    assert plan.rows[1].forward == plan.rows[0].forward == N * N * 24
+    assert plan.rows[1].backward == plan.rows[0].backward == N * N * 24
     assert json.loads(json.dumps(plan.to_dict())) == plan.to_dict()
     assert plan.to_dict()["rows"][1]["per_token"] is True
     heads, first, second, total, note = str(plan).splitlines()
