@@ -103,12 +103,12 @@ class Guidance:
     Transformer layers made with ``batch_first=False`` are transposed. :class:`pyguide.Pair`
     says what stands for a tuple, a dict or a PackedSequence.
 
-    The target may be compiled, or the whole step up to the loss, with ``fullgraph=True``:
-    give the pairs as a list or an `example` then, since the hooks of other layers cannot be
-    removed there. In one graph with ``torch._dynamo.config.trace_autograd_ops = True`` also
-    the backward, if the function returns ``loss.detach()``. What breaks the graph:
-    :func:`pyguide.guidance.gaussian_noise`, the batches that "calibrated" takes statistics
-    from, `grad_norms` and the change of a phase. Call :meth:`step` outside.
+    The target may be compiled, or the whole step up to the loss, also with
+    ``fullgraph=True``: give an `example` then, unless `pairs` lists paths, since hooks cannot
+    be removed there. With ``torch._dynamo.config.trace_autograd_ops = True`` the one graph
+    may have the backward too, if the function returns ``loss.detach()``. Graph breaks are
+    :func:`pyguide.guidance.gaussian_noise`, the batches from which "calibrated" takes its
+    statistics, and `grad_norms`. Each phase is compiled on its own. Call :meth:`step` outside.
 
     Examples
     --------
@@ -275,8 +275,8 @@ class Guidance:
         optimizers leave them as they are: no weight decay, no change of Adam's averages.
         Where torch.distributed is initialised, `task_loss` is kept with a factor of 0,
         because DistributedDataParallel waits for the gradient of every parameter: it is 0
-        there, so weight decay acts, and Adam counts the step (its first update after the
-        phase is larger). To avoid both, start these parameters' optimizer after the phase.
+        there, so weight decay acts, and Adam counts the step, which changes the size of its
+        first updates after the phase. To avoid both, start these parameters' optimizer then.
 
         Parameters
         ----------
@@ -607,7 +607,8 @@ class Guidance:
         """What the networks' layers return for an example, as shapes."""
         target, guide = self._sources()
         transform = self._guide.transform if guide_inputs is None else None
-        guide_inputs = example if guide_inputs is None else guide_inputs
+        if guide_inputs is None:
+            guide_inputs = self._guide.example_inputs(example)
         state = self._guide.state_dict()  # the transform may be a noise with a state
         try:
             return (

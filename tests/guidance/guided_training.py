@@ -50,10 +50,6 @@ def step(target, guidance, x, y, optimizer=None, **options) -> torch.Tensor:
     return loss.detach()
 
 
-def hooks(model: nn.Module) -> int:
-    return sum(len(module._forward_hooks) for module in model.modules())
-
-
 class Calls:
     """Counts the forward passes of a model."""
 

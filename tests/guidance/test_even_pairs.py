@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from guided_training import N, Net, batch, hooks, step
+from guided_training import N, Net, batch, step
+from networks import hooks
 from torch import nn
 
 from pyguide.guidance import Guidance

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from guided_training import Calls, N, Net, batch, by_hand, hooks, step
+from guided_training import Calls, N, Net, batch, by_hand, step
+from networks import hooks
 from torch import nn
 
 from pyguide import reference

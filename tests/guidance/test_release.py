@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from guided_training import Net, batch, hooks, train
+from guided_training import Net, batch, train
+from networks import hooks
 from torch import nn
 
 from pyguide.guidance import Guidance

@@ -39,7 +39,7 @@ def test_bad_ramps_raise(ramp):
 
 
 def test_the_weight_of_each_step_is_the_schedules():
-    x, y = batch()
+    x, _ = batch()
     asked = []
 
     def schedule(step: int) -> float:
