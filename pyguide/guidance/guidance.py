@@ -225,7 +225,8 @@ class Guidance:
             valid samples, and leaves out positions with fewer than the distance needs (2,
             debiased 4). A pair of whole sequences has the mean of the valid samples in place
             of padding: there the sample is an average one and adds nothing. Padded values
-            change nothing and get no gradient. On a GPU, per-token pairs wait for the mask.
+            change nothing and get no gradient. Biased CKA of few samples is near 1: where few
+            are valid use "debiased_cka". On a GPU, per-token pairs wait for the mask.
 
         Returns
         -------

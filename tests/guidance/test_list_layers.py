@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import Layer, N, hooks, mlp
+from guided_training import hooks
+from networks import Layer, N, mlp
 from torch import nn
 
 from pyguide.guidance import list_layers

@@ -176,9 +176,9 @@ def test_masks_of_both_sides_and_the_call_are_joined(tokens, lengths, mask):
 
     target = nn.Sequential(Layer(run), Layer(lambda output: output[1][0][-1]))
     guide = _networks()[1]
-    fewer = mask.clone()
-    fewer[::3, 0] = False
-    for given, valid in ((None, mask), (fewer, fewer)):
+    other = torch.ones_like(mask)
+    other[::3, 0] = False
+    for given, valid in ((None, mask), (other, mask & other)):
         loss = _loss(target, guide, tokens, given, per_token=True)
         x = torch.zeros(N, T, 4, dtype=torch.float64)
         for i, length in enumerate(lengths):

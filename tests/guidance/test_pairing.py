@@ -6,7 +6,8 @@ import json
 
 import pytest
 import torch
-from networks import N, distance, hooks, mlp
+from guided_training import hooks
+from networks import N, distance, mlp
 from torch import nn
 
 from pyguide.guidance import Guidance, Pair

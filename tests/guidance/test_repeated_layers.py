@@ -7,7 +7,8 @@ import weakref
 
 import pytest
 import torch
-from networks import distance, guided, hooks, mlp
+from guided_training import hooks
+from networks import distance, guided, mlp
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
