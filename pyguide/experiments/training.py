@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pyguide.experiments.files import atomic_write
 from pyguide.experiments.mnist1d import Data
-from pyguide.experiments.models import DeepFCN, ResNet1D
+from pyguide.experiments.networks import DeepFCN, ResNet1D
 from pyguide.guidance import Guidance
 
 __all__ = ["GuideJob", "TargetJob"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyguide.experiments.models import DeepFCN, ResNet1D
+from pyguide.experiments.networks import DeepFCN, ResNet1D
 from pyguide.guidance import Guidance
 
 
