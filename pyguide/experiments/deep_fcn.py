@@ -10,13 +10,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from torch import nn
+from torch.optim.lr_scheduler import StepLR
 
 from pyguide.experiments.data.mnist1d import mnist1d
 from pyguide.experiments.data.splits import Splits
-from pyguide.experiments.harness.config import Config, GuideConfig, option
-from pyguide.experiments.harness.experiment import Arm, Experiment, Setting, three_arms
-from pyguide.experiments.networks import DeepFCN, ResNet1D
+from pyguide.experiments.errors import UserError
+from pyguide.experiments.harness.config import Config, option
+from pyguide.experiments.harness.experiment import (
+    Arm,
+    Experiment,
+    Metric,
+    Optimization,
+    Setting,
+    three_arms,
+)
+from pyguide.experiments.networks import DeepFCN, ResNet1D, resnet18
 
 __all__ = ["EXPERIMENT"]
 
@@ -48,7 +58,7 @@ class Small(Setting[SmallConfig]):
     paper_name = _PAPER
     arms = _ARMS
     config = SmallConfig()
-    quick: ClassVar = {"seeds": (1,), "depth": 12, "epochs": 8, "guide": GuideConfig(epochs=5)}
+    quick: ClassVar = {"seeds": (1,), "depth": 12, "epochs": 8, "guide_epochs": 5}
     chance = 0.1
     packages = ("mnist1d",)
 
@@ -74,6 +84,91 @@ class Small(Setting[SmallConfig]):
         return 1.1 * config.depth / 50 + (0.0 if arm.guide == "none" else 0.9)
 
 
+@dataclass(frozen=True)
+class PaperConfig(Config):
+    """The paper's target and training, on the user's images."""
+
+    lr: dict[str, float] = field(
+        default_factory=lambda: {"none": 1e-4, "trained": 5e-5, "untrained": 5e-5}
+    )
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    epochs: int = option(100, "epochs of the target", least=1)
+    guide_epochs: int = option(100, "epochs of the trained guides", least=1)
+    guide_lr: float = option(1e-3, "learning rate of the trained guides")
+    guide_weights: str | None = option(
+        None, "state dict of a ResNet-18 trained elsewhere, as torchvision's", is_path=True
+    )
+    data: str | None = option(None, "image folder with train/CLASS/* and val/CLASS/*", is_path=True)
+    image_size: int = option(224, "height and width of the images", least=32)
+    loaders: int = option(4, "processes of each job that read images", least=0)
+    depth: int = option(49, "Linear layers, output included", least=2)
+    first_width: int = option(2048, "units of the first hidden layer", least=1)
+    width: int = option(1024, "units of a hidden layer", least=1)
+
+
+class Paper(Setting[PaperConfig]):
+    """The paper's networks: 150528 pixels -> 2048 -> 47 x 1024 -> 1000, and ResNet-18."""
+
+    title = "Deep FCN on an image folder"
+    data_name = "image folder"
+    paper_name = _PAPER
+    arms = _ARMS
+    config = PaperConfig()
+    metric = Metric("top5_accuracy", "top-5 accuracy")
+    top_k = 5
+    packages = ("pillow",)
+
+    def check(self, config: PaperConfig) -> None:
+        if config.data is None:
+            raise UserError(
+                "--data: --scale paper needs an image folder, train/CLASS/* and val/CLASS/*"
+            )
+        for path in (Path(config.data, "train"), Path(config.data, "val")):
+            if not path.is_dir():
+                raise UserError(
+                    f"--data: {path} is missing; expected train/CLASS/* and val/CLASS/*"
+                )
+        if config.guide_weights is not None and not Path(config.guide_weights).is_file():
+            raise UserError(f"--guide-weights: {config.guide_weights} is no file")
+
+    def data(self, config: PaperConfig, cache: Path) -> Splits:
+        # Imports NumPy and Pillow, which a listing of the experiments does without.
+        from pyguide.experiments.data.image_splits import image_splits
+
+        assert config.data is not None
+        return image_splits(Path(config.data), config.image_size, config.device, config.loaders)
+
+    def target(self, config: PaperConfig, data: Splits) -> nn.Module:
+        return DeepFCN(
+            config.depth,
+            in_features=3 * config.image_size**2,
+            width=config.width,
+            first_width=config.first_width,
+            classes=data.classes,
+        )
+
+    def guide(self, config: PaperConfig, data: Splits) -> nn.Module:
+        return resnet18(classes=data.classes)
+
+    def target_optimizer(
+        self, model: nn.Module, config: PaperConfig, lr: float, steps: int
+    ) -> Optimization:
+        optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+        return optimizer, StepLR(optimizer, step_size=30 * steps, gamma=0.1)
+
+    def guide_optimizer(self, model: nn.Module, config: PaperConfig, steps: int) -> Optimization:
+        return self.target_optimizer(model, config, config.guide_lr, steps)
+
+    def describe(self, config: PaperConfig) -> str:
+        return (
+            f"Target: {config.depth} Linear layers (output included), the first of "
+            f"{config.first_width} units, the others of {config.width}, on images of "
+            f"{config.image_size} x {config.image_size}; guide: ResNet-18; {config.epochs} epochs "
+            f"of batch {config.batch_size}, Adam, learning rate x 0.1 every 30 epochs. Tested on "
+            "val/; validated on one in 20 images of each class of train/, which are not trained on."
+        )
+
+
 EXPERIMENT = Experiment(
     name="deep-fcn",
     summary="a deep fully connected network with and without a guide",
@@ -81,7 +176,7 @@ EXPERIMENT = Experiment(
 Train a deep fully connected network without a guide, with a trained and with an untrained
 ResNet as its guide, and compare their test accuracies: on MNIST-1D, or with --scale paper on
 an image folder with the paper's networks.""",
-    scales={"default": Small()},
+    scales={"default": Small(), "paper": Paper()},
     examples=(
         "pyguide train deep-fcn                              about six minutes on two cores",
         "pyguide train deep-fcn --quick                      a smoke run of half a minute",
@@ -89,6 +184,7 @@ an image folder with the paper's networks.""",
         "pyguide train deep-fcn --resume runs/five-seeds     continue an interrupted run",
         "pyguide train deep-fcn --depth 20 --arms none trained --lr none=1e-3 trained=3e-3",
         "pyguide train deep-fcn --sweep                      pick the learning rates first",
+        "pyguide train deep-fcn --scale paper --data imagenet --device cuda --guide-weights w.pt",
         "pyguide train deep-fcn --sweep-only --vary depth=20,32,50",
     ),
 )

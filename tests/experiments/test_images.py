@@ -14,8 +14,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from pyguide.experiments import UserError
-from pyguide.experiments.image_transforms import EvalTransform, TrainTransform
-from pyguide.experiments.images import EpochSampler, ImageFolder
+from pyguide.experiments.data.image_transforms import EvalTransform, TrainTransform
+from pyguide.experiments.data.images import EpochSampler, ImageFolder
 
 
 def pixels(image, generator):

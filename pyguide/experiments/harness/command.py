@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 from collections.abc import Mapping
@@ -16,18 +15,18 @@ from pyguide.experiments.errors import UserError
 from pyguide.experiments.harness.config import Config, check_device, flag, option_fields
 from pyguide.experiments.harness.experiment import Experiment, Setting
 from pyguide.experiments.harness.folder import RunFolder
+from pyguide.experiments.harness.packages import check_packages
 from pyguide.experiments.harness.processes import worker_count
 from pyguide.experiments.harness.run import Run
 
-__all__ = ["add_experiment_parser", "check_packages", "train"]
+__all__ = ["add_experiment_parser", "train"]
+
+_METAVARS = {int: "N", float: "X", str: "NAME"}
 
 _FOLDER = """\
 The run folder receives config.json, results.json, table.md, curves.png, and a file of records a
 job. Exit code: 0, 1 if a job failed, 2 for a mistake in the command, 130 after Ctrl-C.
 """
-
-#: Packages of the extra "experiments" that every experiment needs.
-_PACKAGES = ("matplotlib", "numpy", "tqdm")
 
 
 def add_experiment_parser(subparsers: Any, experiment: Experiment) -> None:
@@ -47,7 +46,12 @@ def add_experiment_parser(subparsers: Any, experiment: Experiment) -> None:
     add("--out", metavar="FOLDER", help=f"new run folder (default: runs/{experiment.name}-TIME)")
     add("--resume", metavar="FOLDER", help="continue the unfinished runs of this folder")
     add("--json", action="store_true", help="print results.json instead of the table")
-    add("--workers", type=int, help="processes at a time (default: cores / threads)")
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes at a time (default: cores / threads, on a GPU 1)",
+    )
     add(
         "--checkpoint-every",
         type=float,
@@ -60,8 +64,7 @@ def add_experiment_parser(subparsers: Any, experiment: Experiment) -> None:
     if any(setting.quick is not None for setting in scales.values()):
         add("--quick", action="store_true", help="a smoke run: less of everything")
     _add_grid_options(parser, default)
-    for name, text, kind in _config_options(scales):
-        add(flag(name), type=kind, help=text, metavar=kind.__name__.upper())
+    _add_config_options(parser, scales)
     parser.set_defaults(func=lambda args: train(experiment, args))
 
 
@@ -99,25 +102,47 @@ def _add_grid_options(parser: argparse.ArgumentParser, setting: Setting[Any]) ->
         "--vary",
         nargs="+",
         metavar="NAME=V,V",
-        help="run every arm with each of these values of an option below, as depth=20,50",
+        help="run every arm with each of these values of an option above, as depth=20,50",
     )
 
 
-def _config_options(scales: Mapping[str, Setting[Any]]) -> list[tuple[str, str, type]]:
-    """Name, help and type of every option that a configuration of these scales has."""
-    options: dict[str, tuple[str, list[str], type]] = {}
-    for scale, setting in scales.items():
-        for entry in option_fields(setting.config):
-            kind = str if entry.default is None else type(entry.default)
-            text, defaults, _ = options.setdefault(entry.name, (entry.metadata["help"], [], kind))
-            value = getattr(setting.config, entry.name)
-            if value is not None:
-                shown = f"{value:g}" if isinstance(value, float) else str(value)
-                defaults.append(shown if len(scales) == 1 else f"{shown} at scale {scale}")
-    found = []
-    for name, (text, defaults, kind) in options.items():
-        found.append((name, f"{text} (default: {', '.join(defaults)})" if defaults else text, kind))
-    return found
+def _add_config_options(
+    parser: argparse.ArgumentParser, scales: Mapping[str, Setting[Any]]
+) -> None:
+    """Add every option that a configuration of one of these scales has."""
+    entries = {
+        entry.name: entry for setting in scales.values() for entry in option_fields(setting.config)
+    }
+    for name, entry in entries.items():
+        defaults = {
+            scale: getattr(setting.config, name)
+            for scale, setting in scales.items()
+            if hasattr(setting.config, name)
+        }
+        parser.add_argument(
+            flag(name),
+            type=_absolute if entry.metadata["is_path"] else type(entry.default),
+            metavar="PATH" if entry.metadata["is_path"] else _METAVARS[type(entry.default)],
+            help=entry.metadata["help"] + _defaults(defaults, len(scales)),
+        )
+
+
+def _defaults(by_scale: Mapping[str, Any], scales: int) -> str:
+    """The part of an option's help in brackets."""
+    shown = {k: f"{v:g}" if isinstance(v, float) else str(v) for k, v in by_scale.items()}
+    if len(shown) == scales and len(set(shown.values())) == 1:
+        text = "" if None in by_scale.values() else f"default: {next(iter(shown.values()))}"
+    else:
+        values = (
+            f"--scale {scale}" + ("" if by_scale[scale] is None else f": {value}")
+            for scale, value in shown.items()
+        )
+        text = ", ".join(values)
+    return f" ({text})" if text else ""
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
 
 
 def train(experiment: Experiment, args: argparse.Namespace) -> int:
@@ -145,8 +170,8 @@ def train(experiment: Experiment, args: argparse.Namespace) -> int:
         path = Path(given.pop("out", f"runs/{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"))
         scale = given.pop("scale", next(iter(experiment.scales)))
         config = _configure(experiment.scales[scale], scale, given)
-    check_packages(experiment.scales[scale])
-    workers = worker_count(workers, config.threads)
+    check_packages(experiment.scales[scale].packages)
+    workers = worker_count(workers, config.threads, config.device)
     check_device(config.device)
     if resume is None:
         folder = RunFolder.create(path, experiment, scale, config, seconds)
@@ -191,14 +216,6 @@ def _configure(setting: Setting[Any], scale: str, given: dict[str, Any]) -> Conf
             raise UserError("--sweep-only has no final runs: drop --seeds")
         given |= {"sweep": True, "seeds": ()}
     return setting.checked(config.changed(given))
-
-
-def check_packages(setting: Setting[Any]) -> None:
-    """Raise UserError unless the packages that the experiment needs are installed."""
-    packages = (*_PACKAGES, *setting.packages)
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"this needs {', '.join(missing)}: run pip install 'pyguide[experiments]'")
 
 
 def _print(text: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pyguide.experiments.errors import UserError
 
-__all__ = ["LEARNING_RATES", "Config", "GuideConfig", "check_device", "option"]
+__all__ = ["LEARNING_RATES", "Config", "check_device", "option"]
 
 #: The five learning rates of a sweep.
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -21,7 +21,7 @@ GRID_FIELDS = ("arms", "seeds", "lr", "lrs", "sweep", "sweep_seed", "vary")
 C = TypeVar("C", bound="Config")
 
 
-def option(default: Any, help: str, *, least: float | None = None) -> Any:
+def option(default: Any, help: str, *, least: float | None = None, is_path: bool = False) -> Any:
     """A field of a :class:`Config` that is also a command-line option.
 
     Parameters
@@ -32,17 +32,10 @@ def option(default: Any, help: str, *, least: float | None = None) -> Any:
         Text of ``--help``, without the default.
     least : float, optional
         The smallest value allowed.
+    is_path : bool
+        Whether it is a path; it is made absolute, so that a run can go on from anywhere.
     """
-    return field(default=default, metadata={"help": help, "least": least})
-
-
-@dataclass(frozen=True)
-class GuideConfig:
-    """How a guide is trained."""
-
-    epochs: int = 20
-    lr: float = 1e-2
-    batch_size: int = 256
+    return field(default=default, metadata={"help": help, "least": least, "is_path": is_path})
 
 
 @dataclass(frozen=True)
@@ -63,6 +56,8 @@ class Config:
         Values of other fields; every arm is run with each.
     clip : float or None
         Norm to which the target's gradient is clipped.
+    guide_weights : str or None
+        State dict of a guide that was trained elsewhere; then none is trained here.
     quick : bool
         Whether this is a smoke run, whose numbers mean nothing.
     """
@@ -78,7 +73,10 @@ class Config:
     batch_size: int = option(256, "samples of a batch", least=2)
     weight: float = option(1.0, "factor of the guidance term")
     clip: float | None = None
-    guide: GuideConfig = GuideConfig()
+    guide_epochs: int = option(20, "epochs of the trained guides", least=1)
+    guide_lr: float = option(1e-2, "learning rate of the trained guides")
+    guide_batch_size: int = option(256, "samples of a batch of the trained guides", least=2)
+    guide_weights: str | None = None
     device: str = option("cpu", "torch device")
     threads: int = option(1, "threads of each process", least=1)
     quick: bool = False
@@ -96,7 +94,12 @@ class Config:
             )
         _check_list("--arms", self.arms)
         _check_list("--lrs", self.lrs)
-        for name, rates in [("--lr", self.lr.values()), ("--lrs", self.lrs)]:
+        rates_of = [
+            ("--lr", self.lr.values()),
+            ("--lrs", self.lrs),
+            ("--guide-lr", [self.guide_lr]),
+        ]
+        for name, rates in rates_of:
             for lr in rates:
                 if not (math.isfinite(lr) and lr > 0):
                     raise UserError(f"{name}: expected a learning rate above 0, got {lr:g}")
@@ -165,7 +168,6 @@ class Config:
         plain: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
         }
-        plain["guide"] = GuideConfig(**value["guide"])
         plain["vary"] = {name: tuple(values) for name, values in value["vary"].items()}
         return cls(**plain)
 

@@ -146,9 +146,9 @@ class Setting(ABC, Generic[C]):
 
     def guide_optimizer(self, model: nn.Module, config: C, steps: int) -> Optimization:
         """The same for training the guide."""
-        optimizer = torch.optim.AdamW(model.parameters(), lr=config.guide.lr, fused=True)
-        total = config.guide.epochs * steps
-        return optimizer, OneCycleLR(optimizer, config.guide.lr, total_steps=total)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=config.guide_lr, fused=True)
+        total = config.guide_epochs * steps
+        return optimizer, OneCycleLR(optimizer, config.guide_lr, total_steps=total)
 
     def guidance(self, target: nn.Module, guide: nn.Module, config: C, arm: Arm) -> Guidance:
         """What guides the target in an arm."""

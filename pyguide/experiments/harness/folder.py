@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import platform
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
-
-import pyguide
 from pyguide.experiments.errors import UserError
 from pyguide.experiments.files import atomic_write, lock, read_json, write_json, writing
 from pyguide.experiments.harness.config import Config
-from pyguide.experiments.harness.experiment import Experiment, Setting
+from pyguide.experiments.harness.experiment import Experiment
 from pyguide.experiments.harness.jobs import Files
+from pyguide.experiments.harness.packages import versions
 from pyguide.experiments.harness.progress import Job
 
 __all__ = ["RunFolder"]
@@ -86,7 +83,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             folder._lock = lock(path / ".lock")
             names = {"experiment": experiment.name, "scale": scale}
-            used = versions(experiment.scales[scale])
+            used = versions(experiment.scales[scale].packages)
             write_json(
                 path / "config.json", {**names, "config": config.to_json(), "versions": used}
             )
@@ -106,7 +103,9 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path, experiment: Experiment, seconds: float) -> RunFolder:
         """Lock and read a folder to continue it; UserError if it is none or is in use."""
-        cls.read_config(path, experiment)  # Nothing is written into a folder that is none.
+        # Nothing is written into a folder that is none.
+        scale, _ = cls.read_config(path, experiment)
+        _warn_of_other_versions(path, versions(experiment.scales[scale].packages))
         folder = cls(path, seconds)
         with writing(path):
             folder._lock = lock(path / ".lock")
@@ -192,22 +191,12 @@ def _reading(path: Path, experiment: Experiment) -> Iterator[None]:
         raise UserError(f"--resume {path}: not a run folder of {name}: {error}") from error
 
 
-def versions(setting: Setting[Any]) -> dict[str, str]:
-    """Versions of what computes the numbers."""
-    return {
-        "pyguide": pyguide.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        **_installed(("numpy", *setting.packages)),
-        "cpu": pyguide.backends()["cpu"].detail,
-    }
-
-
-def _installed(packages: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+def _warn_of_other_versions(path: Path, now: dict[str, str | None]) -> None:
+    before = read_json(path / "config.json").get("versions", {})
+    for name, version in now.items():
+        if before.get(name) != version:
+            print(
+                f"{path} began with {name} {before.get(name)}, this is {version}: the runs may "
+                "not compare",
+                file=sys.stderr,
+            )

@@ -50,7 +50,7 @@ def _task(
     own = arm_config(config, arm)
     guide = guide_key(arm, seed)
     job = TargetJob(setting, own, arm, seed, lr, sweep, files(key, guide))
-    needs = guide if arm.guide == "trained" else None
+    needs = guide if arm.guide == "trained" and own.guide_weights is None else None
     return Task(key, job, needs=needs, cost=setting.cost(own, arm))
 
 

@@ -77,7 +77,7 @@ class GuideJob:
     @property
     def epochs(self) -> int:
         """Number of records to expect."""
-        return self.config.guide.epochs
+        return self.config.guide_epochs
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -89,15 +89,15 @@ class GuideJob:
         config = self.config
         data = self.setting.data(config, self.files.cache)
         guide = _new_guide(self.setting, config, data, self.seed)
-        steps = len(data.train) // config.guide.batch_size
+        steps = len(data.train) // config.guide_batch_size
         trainer = Trainer(
             self.setting,
             guide,
             self.setting.guide_optimizer(guide, config, steps),
             data,
             seed=self.seed,
-            epochs=config.guide.epochs,
-            batch_size=config.guide.batch_size,
+            epochs=config.guide_epochs,
+            batch_size=config.guide_batch_size,
             score_test=self.score_test,
             keep_best=True,
         )
@@ -178,7 +178,8 @@ class TargetJob:
             return None
         guide = _new_guide(self.setting, self.config, data, self.seed)
         if self.arm.guide == "trained":
-            guide.load_state_dict(load_tensors(self.files.guide))
+            given = self.config.guide_weights
+            guide.load_state_dict(load_tensors(self.files.guide if given is None else Path(given)))
         return self.setting.guidance(target, guide, self.config, self.arm)
 
 

@@ -23,8 +23,8 @@ from pyguide.experiments.harness.progress import Job, Progress, Task
 __all__ = ["run_tasks", "worker_count"]
 
 
-def worker_count(workers: int | None, threads: int) -> int:
-    """``workers``, by default as many as have a core for each of their threads.
+def worker_count(workers: int | None, threads: int, device: str = "cpu") -> int:
+    """``workers``, by default as many as have a core for each of their threads; on a GPU one.
 
     Raises
     ------
@@ -32,7 +32,7 @@ def worker_count(workers: int | None, threads: int) -> int:
         If ``workers`` is below 1.
     """
     if workers is None:
-        return max(1, _available_cores() // threads)
+        return max(1, _available_cores() // threads) if device == "cpu" else 1
     if workers < 1:
         raise UserError(f"--workers: expected at least 1, got {workers}")
     return workers
@@ -81,7 +81,8 @@ def run_tasks(
 
     def start(task: Task) -> None:
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(task.job, threads, sender), daemon=True)
+        # No daemon: those may not have processes of their own, which read images.
+        process = context.Process(target=_work, args=(task.job, threads, sender))
         with _interrupts_ignored():
             process.start()
         sender.close()

@@ -39,7 +39,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         The folder of the classes' folders.
     transform : callable
         ``transform(image, generator) -> Tensor``, given an RGB Pillow image and a torch
-        generator of its own; see :mod:`pyguide.experiments.image_transforms`.
+        generator of its own; see :mod:`pyguide.experiments.data.image_transforms`.
     seed : int
         Seed of the transform's draws.
     classes : sequence of str, optional
@@ -57,8 +57,8 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     >>> import tempfile
     >>> from pathlib import Path
     >>> from PIL import Image
-    >>> from pyguide.experiments.image_transforms import EvalTransform
-    >>> from pyguide.experiments.images import ImageFolder
+    >>> from pyguide.experiments.data.image_transforms import EvalTransform
+    >>> from pyguide.experiments.data.images import ImageFolder
     >>> with tempfile.TemporaryDirectory() as root:
     ...     for name in ("cat", "dog"):
     ...         (Path(root) / name).mkdir()
@@ -96,6 +96,11 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self._paths)
 
+    @property
+    def labels(self) -> np.ndarray:
+        """(n,) labels of the images, indices into ``classes``."""
+        return self._labels
+
     def path(self, index: int) -> Path:
         """The file of an image."""
         return self.root / os.fsdecode(self._paths[index])
@@ -126,7 +131,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     Examples
     --------
-    >>> from pyguide.experiments.images import EpochSampler
+    >>> from pyguide.experiments.data.images import EpochSampler
     >>> sampler = EpochSampler(3, seed=0)
     >>> sampler.set_epoch(7)
     >>> sorted(sampler)
