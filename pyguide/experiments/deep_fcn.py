@@ -95,9 +95,6 @@ class PaperConfig(Config):
     epochs: int = option(100, "epochs of the target", least=1)
     guide_epochs: int = option(100, "epochs of the trained guides", least=1)
     guide_lr: float = option(1e-3, "learning rate of the trained guides")
-    guide_weights: str | None = option(
-        None, "state dict of a ResNet-18 trained elsewhere, as torchvision's", is_path=True
-    )
     data: str | None = option(None, "image folder with train/CLASS/* and val/CLASS/*", is_path=True)
     image_size: int = option(224, "height and width of the images", least=32)
     loaders: int = option(4, "processes of each job that read images", least=0)
@@ -128,8 +125,6 @@ class Paper(Setting[PaperConfig]):
                 raise UserError(
                     f"--data: {path} is missing; expected train/CLASS/* and val/CLASS/*"
                 )
-        if config.guide_weights is not None and not Path(config.guide_weights).is_file():
-            raise UserError(f"--guide-weights: {config.guide_weights} is no file")
 
     def data(self, config: PaperConfig, cache: Path) -> Splits:
         # Imports NumPy and Pillow, which a listing of the experiments does without.

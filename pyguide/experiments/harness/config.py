@@ -56,8 +56,6 @@ class Config:
         Values of other fields; every arm is run with each.
     clip : float or None
         Norm to which the target's gradient is clipped.
-    guide_weights : str or None
-        State dict of a guide that was trained elsewhere; then none is trained here.
     quick : bool
         Whether this is a smoke run, whose numbers mean nothing.
     """
@@ -76,7 +74,9 @@ class Config:
     guide_epochs: int = option(20, "epochs of the trained guides", least=1)
     guide_lr: float = option(1e-2, "learning rate of the trained guides")
     guide_batch_size: int = option(256, "samples of a batch of the trained guides", least=2)
-    guide_weights: str | None = None
+    guide_weights: str | None = option(
+        None, "state dict of a guide trained elsewhere, for all seeds", is_path=True
+    )
     device: str = option("cpu", "torch device")
     threads: int = option(1, "threads of each process", least=1)
     quick: bool = False

@@ -190,6 +190,9 @@ class Setting(ABC, Generic[C]):
                 raise UserError(f"--arms: unknown arm {name!r}; the arms are {', '.join(known)}")
             if not config.sweep and name not in config.lr:
                 raise UserError(f"--lr: arm {name} has no learning rate")
+        weights = config.guide_weights
+        if weights is not None and not Path(weights).is_file():
+            raise UserError(f"--guide-weights: {weights} is no file")
         self.check(config)
         return config
 

@@ -59,8 +59,8 @@ class Run:
         planned = list({task.key: task for task in [*sweep, *final]}.values())
         if self.config.quick:
             print("--quick: a smoke run; its numbers say nothing about guidance", file=sys.stderr)
-        jobs = f"{len(planned)} jobs, {self.workers} at a time"
-        print(f"{jobs}, in {self.folder.path}", file=sys.stderr)
+        jobs = "1 job" if len(planned) == 1 else f"{len(planned)} jobs"
+        print(f"{jobs}, {self.workers} at a time, in {self.folder.path}", file=sys.stderr)
         self.progress = Progress(planned)
         self._left = len(planned)
         self._planned = len(planned)
