@@ -73,6 +73,9 @@ class Notes:
     def epoch(self, record: dict[str, Any]) -> None:
         self.records.append(record)
 
+    def restored(self, records: list[dict[str, Any]]) -> None:
+        self.records += records
+
     def note(self, text: str) -> None:
         self.notes.append(text)
 

@@ -185,11 +185,6 @@ def test_divergence_is_an_error_that_says_what_to_do_and_a_result_in_a_sweep(tar
     assert "a lower learning rate may help" in result["diverged"]
 
 
-def test_too_little_data_for_a_batch_is_said(target_job, run_job):
-    with pytest.raises(ValueError, match="700 training samples do not fill a batch of 701"):
-        run_job(target_job(batch_size=701))
-
-
 class Stopped(Exception):
     """Stands for a kill."""
 

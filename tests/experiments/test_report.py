@@ -183,6 +183,15 @@ def test_curves_are_a_png_even_of_nothing(setting, runs, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_more_arms_than_colours(tmp_path):
+    config = SETTING.config.changed({"vary": ["depth=2,3,4"]})
+    arms = SETTING.variants(config)
+    assert len(arms) == 9
+    runs = [run | {"arm": run["arm"] + ",depth=2"} for run in RUNS]
+    plot_curves(SETTING, config, arms, runs, RECORDS, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_metric_by_run_and_epoch():
     assert by_epoch(RUNS, RECORDS, "none", "val_loss") == [[1.0, 1.1, 9.0], [9.0, 1.1, 1.0]]
     assert by_epoch(RUNS, RECORDS, "none", "train_accuracy") == []

@@ -106,6 +106,13 @@ def test_out_and_resume_mistakes(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("option", ["--batch-size", "--guide-batch-size"])
+def test_too_little_data_for_a_batch_is_said(option, tiny_data, tmp_path, capsys):
+    assert main([*TRAIN, option, "701", "--out", str(tmp_path / "run")]) == 2
+    expected = f"{option}: 700 training samples do not fill a batch of 701"
+    assert expected in capsys.readouterr().err
+
+
 def test_a_missing_extra_is_named(tmp_path, capsys, monkeypatch):
     version = packages._version
     without = {"mnist1d": None}

@@ -36,6 +36,8 @@ def plot_curves(
     path : Path
         File to write.
     """
+    import matplotlib
+
     # The object interface: no display, and no state shared with a caller's pyplot.
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -44,9 +46,12 @@ def plot_curves(
     metric = setting.metric
     figure = Figure(figsize=(11, 5), layout="constrained")
     loss, score = figure.subplots(1, 2)
+    colors: Sequence[Any] = _COLORS
+    if len(arms) > len(colors):
+        colors = matplotlib.colormaps["turbo"].resampled(len(arms))(range(len(arms)))
     handles = []
     for index, arm in enumerate(arms):
-        color = _COLORS[index % len(_COLORS)]
+        color = colors[index]
         handles.append(Line2D([], [], color=color, label=arm.label))
         for axes, name, style, scale in [
             (loss, "task_loss", "--", 1),
@@ -84,7 +89,7 @@ def plot_curves(
 
 
 def _plot_band(
-    axes: Any, curves: Sequence[Sequence[float]], scale: float, color: str, style: str
+    axes: Any, curves: Sequence[Sequence[float]], scale: float, color: Any, style: str
 ) -> None:
     columns = [[scale * value for value in column] for column in zip(*curves, strict=True)]
     epochs = range(1, len(columns) + 1)

@@ -66,7 +66,7 @@ class Arm:
     guide : str
         ``"none"``, ``"trained"`` or ``"untrained"``.
     guidance : dict
-        Options of :class:`pyguide.Guidance` beside the weight.
+        Options of :class:`pyguide.Guidance`; the weight is the configuration's unless given.
     changes : dict
         Fields of the :class:`Config` that differ in this arm.
     baseline : str or None
@@ -152,7 +152,7 @@ class Setting(ABC, Generic[C]):
 
     def guidance(self, target: nn.Module, guide: nn.Module, config: C, arm: Arm) -> Guidance:
         """What guides the target in an arm."""
-        return Guidance(target, guide, weight=config.weight, **arm.guidance)
+        return Guidance(target, guide, **{"weight": config.weight, **arm.guidance})
 
     def guidance_loss(self, guidance: Guidance, x: Any, y: Any) -> Tensor:
         """The guidance term of a batch."""

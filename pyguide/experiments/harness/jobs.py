@@ -22,7 +22,7 @@ from pyguide.experiments.harness.trainer import Report, Trainer
 from pyguide.experiments.torch_files import load_tensors, save_tensors
 from pyguide.guidance import Guidance
 
-__all__ = ["Files", "GuideJob", "TargetJob"]
+__all__ = ["Files", "GuideJob", "TargetJob", "arm_config"]
 
 # Offset between the seeds of a run's target and its guide, so that the two networks
 # and the runs of neighbouring seeds draw from different streams.

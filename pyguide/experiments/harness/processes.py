@@ -113,6 +113,11 @@ def run_tasks(
                     on_epoch(task, value)
                     progress.advance(task)
                     continue
+                if kind == "restored":
+                    for record in value:
+                        on_epoch(task, record)
+                    progress.restored(task, len(value))
+                    continue
                 if kind == "note":
                     progress.message(f"{task.job.name}: {value}")
                     continue
@@ -153,6 +158,9 @@ class _PipeReport:
 
     def epoch(self, record: dict[str, Any]) -> None:
         self._sender.send(("epoch", record))
+
+    def restored(self, records: list[dict[str, Any]]) -> None:
+        self._sender.send(("restored", records))
 
     def note(self, text: str) -> None:
         self._sender.send(("note", text))

@@ -71,6 +71,11 @@ class Progress:
         self._left[task.key] -= 1
         self._bar.update(task.cost)
 
+    def restored(self, task: Task, epochs: int) -> None:
+        """Epochs of the task were done in an earlier run; they say nothing about the time left."""
+        self._left[task.key] -= epochs
+        self._bar.total -= epochs * task.cost
+
     def skip(self, task: Task) -> None:
         """The rest of the task will not run."""
         self._bar.total -= self._left[task.key] * task.cost

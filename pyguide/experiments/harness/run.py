@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from pyguide.experiments.data.splits import Splits
+from pyguide.experiments.errors import UserError
 from pyguide.experiments.files import atomic_write, writing
 from pyguide.experiments.harness.config import Config
 from pyguide.experiments.harness.curves import plot_curves
@@ -18,7 +20,7 @@ from pyguide.experiments.harness.grid import (
     sweep_tasks,
     with_guides,
 )
-from pyguide.experiments.harness.jobs import GuideJob, TargetJob
+from pyguide.experiments.harness.jobs import GuideJob, TargetJob, arm_config
 from pyguide.experiments.harness.processes import run_tasks
 from pyguide.experiments.harness.progress import Progress, Task
 from pyguide.experiments.harness.report import summarize, table
@@ -48,12 +50,13 @@ class Run:
         self.arms = self.setting.variants(config)
         self.sweep = sweep_tasks(self.setting, config, folder.files) if config.sweep else []
         self.failed: dict[str, str] = {}
+        self._named: set[str] = set()  # Guides whose damage has been told.
 
     def __call__(self) -> dict[str, Any]:
         """Do what the folder lacks; write and return the results."""
         with writing(self.folder.path):
             # Made, and found whole, before any job reads it.
-            self.setting.data(self.config, self.folder.cache)
+            self._check_batches(self.setting.data(self.config, self.folder.cache))
         sweep = self._pending(self.sweep)
         final = self._pending(self._final_tasks(self._rates(assumed=True)))
         planned = list({task.key: task for task in [*sweep, *final]}.values())
@@ -62,8 +65,7 @@ class Run:
         jobs = "1 job" if len(planned) == 1 else f"{len(planned)} jobs"
         print(f"{jobs}, {self.workers} at a time, in {self.folder.path}", file=sys.stderr)
         self.progress = Progress(planned)
-        self._left = len(planned)
-        self._planned = len(planned)
+        self._done, self._planned = 0, len(planned)
         try:
             self._run(sweep)
             self._run(self._pending(self._final_tasks(self._rates())))
@@ -71,6 +73,18 @@ class Run:
             return self._finish()
         finally:
             self.progress.close()
+
+    def _check_batches(self, data: Splits) -> None:
+        for arm in self.arms:
+            own = arm_config(self.config, arm)
+            sizes = {"--batch-size": own.batch_size}
+            if arm.guide == "trained" and own.guide_weights is None:
+                sizes["--guide-batch-size"] = own.guide_batch_size
+            for name, size in sizes.items():
+                if len(data.train) < size:
+                    raise UserError(
+                        f"{name}: {len(data.train)} training samples do not fill a batch of {size}"
+                    )
 
     def _pending(self, targets: Sequence[Task]) -> list[Task]:
         """The targets that the folder lacks, and the guides that these need and it lacks."""
@@ -91,7 +105,9 @@ class Run:
         try:
             load_tensors(task.job.files.guide)
         except (DamagedFile, FileNotFoundError) as error:
-            print(f"{task.job.name}: trained again: {error}", file=sys.stderr)
+            if task.key not in self._named:
+                self._named.add(task.key)
+                print(f"{task.job.name}: trained again: {error}", file=sys.stderr)
             return False
         return True
 
@@ -126,8 +142,8 @@ class Run:
     def _on_result(self, task: Task, result: dict[str, Any]) -> None:
         self.folder.add_result(task.key, task.job, result)
         self.folder.write_results(self.results())
-        self._left -= 1
-        count = f"[{self._planned - self._left}/{self._planned}] {task.job.name}"
+        self._done += 1
+        count = f"[{self._done}/{self._planned}] {task.job.name}"
         self.progress.message(f"{count}: {self._outcome(result)}")
 
     def _outcome(self, result: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""One model trained epoch by epoch, so that it can be stopped and go on bitwise."""
+"""One model trained epoch by epoch, so that it can be stopped and go on: on the CPU, bitwise."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ class Report(Protocol):
     """Where a job tells of its progress."""
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """The record of an epoch; after a restart those of the epochs done before too."""
+        """The record of an epoch that was just done."""
+
+    def restored(self, records: list[dict[str, Any]]) -> None:
+        """The records of the epochs before a checkpoint, of a job that goes on."""
 
     def note(self, text: str) -> None:
         """Something to show to the user."""
@@ -75,11 +78,6 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(seed)
         self.records: list[dict[str, Any]] = []
         self.best_weights: dict[str, Tensor] | None = None
-        if len(data.train) < batch_size:
-            raise ValueError(
-                f"batch_size: {len(data.train)} training samples do not fill a batch of "
-                f"{batch_size}; give a smaller --batch-size"
-            )
 
     def run(self, report: Report, checkpoint: Checkpoint) -> dict[str, Any]:
         """Train from the start or the checkpoint; return the scores of the best epoch.
@@ -93,8 +91,7 @@ class Trainer:
         state = checkpoint.load(report.note)
         if state is not None:
             self.load_state_dict(state)
-        for record in self.records:
-            report.epoch(record)
+            report.restored(self.records)
         before = self.records[-1]["seconds"] if self.records else 0.0
         start = time.perf_counter()
         for epoch in range(len(self.records) + 1, self.epochs + 1):
