@@ -94,6 +94,11 @@ def gram(xs: Sequence[Tensor], *, center: bool = True) -> Tensor:
     return torch.stack([k.to(dtype) for k in grams])
 
 
+def _tokens(layers: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """The layers (n, T, ...) token by token: T lists of layers."""
+    return list(zip(*(x.unbind(1) for x in layers), strict=True))
+
+
 @_without_autocast
 def cka_pairs_and_flags(
     xs: Sequence[Tensor],
@@ -101,14 +106,26 @@ def cka_pairs_and_flags(
     *,
     pairs: Sequence[tuple[int, int]] | None = None,
     debiased: bool = False,
+    per_token: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """CKA of every pair and whether one of its layers is degenerate: (P,) and (P,) bool.
+
+    With ``per_token`` the layers are (n, T, ...) and both results (P, T), token by token.
 
     A layer is degenerate when ``tr(Kc) = 0`` or ``||K°|| <= 16 eps tr(Kc)``; a pair with
     a degenerate layer has value 0 and gradient 0, unless the formula gives NaN.
     """
     if pairs is None:
         pairs = [(i, i) for i in range(len(xs))]
+    if per_token and len(xs):
+        of_tokens = [
+            cka_pairs_and_flags(x, y, pairs=pairs, debiased=debiased)
+            for x, y in zip(_tokens(xs), _tokens(ys), strict=True)
+        ]
+        return (
+            torch.stack([value for value, _ in of_tokens], dim=1),
+            torch.stack([flag for _, flag in of_tokens], dim=1),
+        )
     center = u_center if debiased else h_center
     all_double = all(t.dtype == torch.float64 for t in [*xs, *ys])
     dtype = torch.float64 if all_double else torch.float32
@@ -150,18 +167,19 @@ def cka_pairs(
     *,
     pairs: Sequence[tuple[int, int]] | None = None,
     debiased: bool = False,
+    per_token: bool = False,
 ) -> Tensor:
     """CKA of every pair of layers, (P,): ``<K°, L°> / (||K°|| ||L°||)``.
 
     ``°`` is H-centring (biased; Kornblith et al. 2019) or U-centring (debiased;
     Song et al. 2012). See :func:`pyguide.cka_pairs`.
     """
-    return cka_pairs_and_flags(xs, ys, pairs=pairs, debiased=debiased)[0]
+    return cka_pairs_and_flags(xs, ys, pairs=pairs, debiased=debiased, per_token=per_token)[0]
 
 
-def cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
-    """CKA of two layers, a scalar."""
-    return cka_pairs([x], [y], debiased=debiased)[0]
+def cka(x: Tensor, y: Tensor, *, debiased: bool = False, per_token: bool = False) -> Tensor:
+    """CKA of two layers, a scalar; with ``per_token`` of each token, (T,)."""
+    return cka_pairs([x], [y], debiased=debiased, per_token=per_token)[0]
 
 
 def cka_matrix(

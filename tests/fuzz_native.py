@@ -45,23 +45,26 @@ def expect_close(actual: Tensor, expected: Tensor, bound: Tensor | float, what: 
 
 
 class Matrix:
-    """An n x d matrix at any element of a buffer, which is otherwise NaN or a fill pattern."""
+    """Tokens of n x d at any element of a buffer, which is otherwise NaN or a fill pattern."""
 
-    def __init__(self, rng: random.Random, dtype: torch.dtype, n: int, d: int, output: bool):
-        rows, cols = _strides(rng, n, d, output)
+    def __init__(
+        self, rng: random.Random, dtype: torch.dtype, n: int, d: int, tokens: int, output: bool
+    ):
+        shape = (tokens, n, d)
+        strides = _strides(rng, tokens, n, d, output)
         size = dtype.itemsize
         first = GUARD // size + rng.randrange(8)
-        last = first + (n - 1) * rows + (d - 1) * cols
-        memory = torch.full((last + 1 + GUARD // size,), float("nan"), dtype=dtype)
+        used = torch.tensor(first)
+        for count, stride in zip(shape, strides, strict=True):
+            used = used[..., None] + torch.arange(count) * stride
+        self.used = used.flatten()
+        memory = torch.full((int(used.max()) + 1 + GUARD // size,), float("nan"), dtype=dtype)
         if output:
             memory.view(torch.uint8).fill_(FILL)
         self.memory = memory
-        self.values = memory.as_strided((n, d), (rows, cols), first)
-        self.used = (
-            first + torch.arange(n)[:, None] * rows + torch.arange(d)[None] * cols
-        ).flatten()
+        self.values = memory.as_strided(shape, strides, first)
         address = memory.data_ptr() + first * size
-        self.view = (address, DTYPE_CODES[dtype], n, d, rows, cols)
+        self.view = (address, DTYPE_CODES[dtype], n, d, *strides[1:], tokens, strides[0])
 
     def randomize(self, rng: random.Random) -> Matrix:
         scale, offset = rng.choice([1e-2, 1, 10]), rng.choice([0, 1, 30])
@@ -78,11 +81,20 @@ class Matrix:
         )
 
 
-def _strides(rng: random.Random, n: int, d: int, output: bool) -> tuple[int, int]:
+def _strides(rng: random.Random, tokens: int, n: int, d: int, output: bool) -> tuple[int, ...]:
+    """Strides of tokens, rows and columns."""
     gap, step = rng.randrange(4), rng.randrange(1, 4)
-    layouts = [(d + gap, 1), (1, n + gap), (d * step + gap, step), (step, n * step + gap)]
+    row = tokens * (d + gap)
+    layouts = [
+        (n * (d + gap) + step, d + gap, 1),
+        (d * (n + gap) + step, 1, n + gap),
+        ((d * step + gap) * n, d * step + gap, step),
+        ((n * step + gap) * d, step, n * step + gap),
+        (d, row, 1),  # as in an (n, T, d) tensor
+        (1, row, tokens),
+    ]
     if not output:
-        layouts += [(0, 1), (1, 0), (1, 1), (0, 0)]
+        layouts += [(1, 0, 1), (0, 1, 0), (2, 1, 1), (0, 0, 0)]
     return rng.choice(layouts)
 
 
@@ -124,6 +136,15 @@ def random_stack(rng: random.Random, dtype: torch.dtype, layers: int, n: int) ->
     return ((x + x.mT) * rng.choice([1e-6, 1, 1e3])).to(dtype)
 
 
+def token_count(rng: random.Random) -> int:
+    return rng.choice([1, 1, 2, 3])
+
+
+def by_token(indices: Sequence[int], tokens: int) -> list[int]:
+    """The matrices of layers in a stack that holds them token by token."""
+    return [i * tokens + t for i in indices for t in range(tokens)]
+
+
 def random_pairs(rng: random.Random, layers: int) -> tuple[list[int], list[int]]:
     count = rng.randint(1, 6)
     sides = [[rng.randrange(layers) for _ in range(count)] for _ in range(2)]
@@ -134,27 +155,28 @@ def call_gram(rng: random.Random) -> None:
     centering = rng.choice(list(CENTERINGS))
     n = few_or_many(rng, 4 if centering == "U" else 1)
     layers = [
-        Matrix(rng, rng.choice(DTYPES), n, width(rng, n), output=False).randomize(rng)
-        for _ in range(rng.randint(1, 4))
+        Matrix(rng, rng.choice(DTYPES), n, width(rng, n), token_count(rng), False).randomize(rng)
+        for _ in range(rng.randint(1, 3))
     ]
+    matrices = [matrix for x in layers for matrix in x.values]
     dtype = rng.choice([torch.float32, torch.float64])
-    grams, stats = Output(dtype, len(layers), n, n), Output(torch.float64, len(layers), 2)
+    grams, stats = Output(dtype, len(matrices), n, n), Output(torch.float64, len(matrices), 2)
     views = [x.view for x in layers]
     code = DTYPE_CODES[dtype]
     _native.gram(
         views, CENTERINGS[centering], grams.address(), code, n, stats.address(), *settings(rng)
     )
-    for x, k, (trace, square) in zip(layers, grams.tensor, stats.tensor.tolist(), strict=True):
-        exact = x.values.double()
+    for x, k, (trace, square) in zip(matrices, grams.tensor, stats.tensor.tolist(), strict=True):
+        exact = x.double()
         if centering != "none":
             exact = reference.center_features(exact)
         expected = exact @ exact.mT
-        exact_double = x.values.dtype == dtype == torch.float64
+        exact_double = x.dtype == dtype == torch.float64
         bound = (1e-13 if exact_double else 3e-6) * expected.diagonal().max().item()
         expected_trace = expected.trace().item()
         if centering == "U":
             expected = reference.u_center(expected)
-        what = f"Gram of {tuple(x.values.shape)} {x.values.dtype} {x.values.stride()}"
+        what = f"Gram of {tuple(x.shape)} {x.dtype} {x.stride()}"
         expect_close(k, expected, bound, what)
         expect(torch.equal(k, k.mT), f"{what}: not symmetric")
         if centering != "none":
@@ -167,16 +189,17 @@ def call_gram(rng: random.Random) -> None:
 
 def random_alignment(rng: random.Random) -> dict[str, Any]:
     """Grams, their statistics, pairs and the pairs' values, computed in float64."""
-    n, layers = few_or_many(rng), rng.randint(1, 5)
+    n, tokens, layers = few_or_many(rng), token_count(rng), rng.randint(1, 4)
     dtype = rng.choice([torch.float32, torch.float64])
-    grams = random_stack(rng, dtype, layers, n)
+    grams = random_stack(rng, dtype, layers * tokens, n)
     if rng.random() < 0.2:
-        grams[rng.randrange(layers)] = 0
+        grams[rng.randrange(len(grams))] = 0
     if rng.random() < 0.1:
-        grams[rng.randrange(layers), 0, 0] = float("nan")
+        grams[rng.randrange(len(grams)), 0, 0] = float("nan")
     squares = grams.double().square().sum(dim=(1, 2))
     stats = torch.stack([squares.sqrt() * rng.choice([0.5, 1, 30]), squares], dim=1)
-    left, right = random_pairs(rng, layers)
+    layer_pairs = random_pairs(rng, layers)
+    left, right = (by_token(side, tokens) for side in layer_pairs)
     exact = grams.double()
     inner = torch.stack([(exact[i] * exact[j]).sum() for i, j in zip(left, right, strict=True)])
     norms = squares.sqrt()
@@ -188,6 +211,7 @@ def random_alignment(rng: random.Random) -> dict[str, Any]:
         "n": n,
         "grams": grams,
         "stats": stats,
+        "layers": (*layer_pairs, tokens),
         "left": left,
         "right": right,
         "values": values,
@@ -201,7 +225,7 @@ def call_alignment(rng: random.Random) -> None:
     values, flags = Output(torch.float64, count), Output(torch.uint8, count)
     _native.alignment(
         *(grams.data_ptr(), DTYPE_CODES[grams.dtype], len(grams), a["n"], a["stats"].data_ptr()),
-        *(a["left"], a["right"], values.address(), flags.address(), *settings(rng)),
+        *(*a["layers"], values.address(), flags.address(), *settings(rng)),
     )
     expect_close(values.tensor, a["values"], 1e-12, f"alignment at n = {a['n']}")
     expect(torch.equal(flags.tensor.bool(), a["degenerate"]), "degenerate flags differ")
@@ -212,13 +236,15 @@ def call_alignment(rng: random.Random) -> None:
 def call_coefficients(rng: random.Random) -> None:
     a = random_alignment(rng)
     grams, stats = a["grams"], a["stats"]
-    wanted = [rng.randrange(len(grams)) for _ in range(rng.randint(0, 4))]
+    tokens = a["layers"][2]
+    wanted_layers = [rng.randrange(len(grams) // tokens) for _ in range(rng.randint(0, 4))]
+    wanted = by_token(wanted_layers, tokens)
     grad = torch.randn(len(a["left"]), dtype=torch.float64)
     out = Output(grams.dtype, len(wanted), a["n"], a["n"])
     _native.coefficients(
         *(grams.data_ptr(), DTYPE_CODES[grams.dtype], len(grams), a["n"], stats.data_ptr()),
-        *(a["left"], a["right"], a["values"].data_ptr(), a["degenerate"].data_ptr()),
-        *(grad.data_ptr(), wanted, out.address(), *settings(rng)),
+        *(*a["layers"], a["values"].data_ptr(), a["degenerate"].data_ptr()),
+        *(grad.data_ptr(), wanted_layers, out.address(), *settings(rng)),
     )
     exact, norms = grams.double(), stats[:, 1].sqrt()
     for w, actual in zip(wanted, out.tensor, strict=True):
@@ -255,36 +281,39 @@ def call_symmetrize(rng: random.Random) -> None:
 
 
 def call_apply(rng: random.Random) -> None:
-    n, count, shifted = few_or_many(rng), rng.randint(1, 4), rng.random() < 0.5
+    n, shifted = few_or_many(rng), rng.random() < 0.5
     dtype = rng.choice([torch.float32, torch.float64])
-    a = random_stack(rng, torch.float64, count, n)
+    counts = [token_count(rng) for _ in range(rng.randint(1, 3))]
+    a = random_stack(rng, torch.float64, sum(counts), n)
     if shifted:
         a = torch.stack([reference.h_center(k) for k in a])
     a = a.to(dtype)
     xs, outs = [], []
-    for _ in range(count):
+    for tokens in counts:
         d = width(rng, n)
-        xs.append(Matrix(rng, rng.choice(DTYPES), n, d, output=False).randomize(rng))
-        outs.append(Matrix(rng, xs[-1].values.dtype, n, d, output=True))
+        xs.append(Matrix(rng, rng.choice(DTYPES), n, d, tokens, output=False).randomize(rng))
+        outs.append(Matrix(rng, xs[-1].values.dtype, n, d, tokens, output=True))
     views, to = [x.view for x in xs], [out.view for out in outs]
     _native.apply(a.data_ptr(), DTYPE_CODES[dtype], n, views, to, shifted, *settings(rng))
-    for k, x, out in zip(a.double(), xs, outs, strict=True):
-        exact = x.values.double()
+    inputs, results = ([matrix for batch in side for matrix in batch.values] for side in (xs, outs))
+    for k, x, out in zip(a.double(), inputs, results, strict=True):
+        exact = x.double()
         if shifted:
             exact = exact - exact[:1]
         expected = k @ exact
         scale = k.abs() @ exact.abs()
-        arithmetic = 1e-13 if x.values.dtype == dtype == torch.float64 else 3e-6
+        arithmetic = 1e-13 if x.dtype == dtype == torch.float64 else 3e-6
         # A's row sums are not exactly zero, and the shift is not exactly this one.
         scale = scale + shifted * k.abs().sum(dim=1, keepdim=True) * exact.abs().max()
-        info = torch.finfo(x.values.dtype)
-        expected = expected.to(x.values.dtype).double()
+        info = torch.finfo(x.dtype)
+        expected = expected.to(x.dtype).double()
         bound = arithmetic * scale + info.eps * expected.abs() + info.smallest_normal * info.eps
         bound = torch.where(expected.isinf(), float("inf"), bound)
-        what = f"apply to {tuple(x.values.shape)} {x.values.dtype}, shifted {shifted}"
-        same = (out.values.double() == expected) | ((out.values - expected).abs() <= bound)
+        what = f"apply to {tuple(x.shape)} {x.dtype}, shifted {shifted}"
+        same = (out.double() == expected) | ((out - expected).abs() <= bound)
         expect((same | (expected.abs() > 0.99 * info.max)).all(), what)
-        out.check_guards()
+    for output in outs:
+        output.check_guards()
 
 
 def random_tensor(rng: random.Random, n: int, dtype: torch.dtype) -> Tensor:
@@ -314,8 +343,31 @@ def random_tensor(rng: random.Random, n: int, dtype: torch.dtype) -> Tensor:
     return randn(n, d)
 
 
-def condition(x: Tensor, debiased: bool) -> float:
+def random_tokens(rng: random.Random, n: int, tokens: int, dtype: torch.dtype) -> Tensor:
+    """A tensor (n, T, ...) with any strides that torch's own views can make."""
+    d, kind = rng.randint(1, 20), rng.randrange(6)
+    offset = rng.choice([0, 1, 30])
+
+    def randn(*shape: int) -> Tensor:
+        return (torch.randn(shape) + offset).to(dtype)
+
+    if kind == 0:
+        return randn(tokens, n, d).transpose(0, 1)
+    if kind == 1:
+        return randn(n, d, tokens).transpose(1, 2)
+    if kind == 2:
+        return randn(n, 2 * tokens, 2 * d)[:, ::2, 1::2]
+    if kind == 3:
+        return randn(n, tokens, 3, rng.randint(1, 4)).transpose(2, 3)
+    if kind == 4:
+        return randn(n, tokens)
+    return randn(n, tokens, d)
+
+
+def condition(x: Tensor, debiased: bool, per_token: bool) -> float:
     """How much rounding of the Gram matrix is amplified in CKA: tr(Kc) / ||K°||."""
+    if per_token:
+        return max(condition(token, debiased, False) for token in x.unbind(1))
     x = reference.center_features(x.reshape(len(x), -1))
     k = x @ x.mT
     norm = (reference.u_center(k) if debiased else k).norm().item()
@@ -326,15 +378,20 @@ def call_public(rng: random.Random) -> None:
     debiased = rng.random() < 0.5
     n = few_or_many(rng, 4 if debiased else 2)
     dtype = rng.choice([*DTYPES, None])  # None: mixed
-    xs, ys = (
-        [random_tensor(rng, n, dtype or rng.choice(DTYPES)) for _ in range(rng.randint(1, 3))]
-        for _ in range(2)
-    )
+    options: dict[str, Any] = {"debiased": debiased}
+    function = rng.choice(["cka_pairs", "cka_pairs", "cka_matrix"])
+    per_token = function == "cka_pairs" and rng.random() < 0.5
+    tokens = rng.randint(1, 6)
+
+    def random_layer() -> Tensor:
+        of = dtype or rng.choice(DTYPES)
+        return random_tokens(rng, n, tokens, of) if per_token else random_tensor(rng, n, of)
+
+    xs, ys = ([random_layer() for _ in range(rng.randint(1, 3))] for _ in range(2))
     if rng.random() < 0.3:
         ys[0] = xs[0]
-    options: dict[str, Any] = {"debiased": debiased}
-    function = rng.choice(["cka_pairs", "cka_matrix"])
     if function == "cka_pairs":
+        options["per_token"] = per_token
         count = rng.randint(1, 4)
         options["pairs"] = [(rng.randrange(len(xs)), rng.randrange(len(ys))) for _ in range(count)]
 
@@ -356,7 +413,7 @@ def call_public(rng: random.Random) -> None:
             )
             for value, leaves in zip((actual, expected), zip(*pairs, strict=True), strict=True)
         ]
-    amplification = max(condition(x.detach(), debiased) for x in exact.values())
+    amplification = max(condition(x.detach(), debiased, per_token) for x in exact.values())
     if amplification > 1e3:
         return  # nearly constant: the values are rounding noise
     bound = (1e-11 if actual.dtype == torch.float64 else 1e-5) * max(1, amplification / 10)
@@ -411,10 +468,10 @@ def good_calls(rng: random.Random) -> tuple[dict[str, dict[str, Any]], list[Tens
     flags = torch.zeros(2, dtype=torch.bool)
 
     def views(tensors: list[Tensor]) -> list[tuple[int, ...]]:
-        return [(t.data_ptr(), 1, n, t.size(1), t.size(1), 1) for t in tensors]
+        return [(t.data_ptr(), 1, n, t.size(1), t.size(1), 1, 1, 0) for t in tensors]
 
     run = {"dtype": 1, "n": n, "threads": rng.randint(1, 5), "instruction_set": ""}
-    pairs = {"left": [0, 1], "right": [1, 1], "values": values.data_ptr()}
+    pairs = {"left": [0, 1], "right": [1, 1], "tokens": 1, "values": values.data_ptr()}
     stack = {"grams": grams.data_ptr(), "layers": layers, "stats": stats.data_ptr()}
     aligned = {**run, **stack, **pairs, "degenerate": flags.data_ptr()}
     calls = {
@@ -450,6 +507,7 @@ BAD_NUMBERS: dict[str, list[Any]] = {
     "n": [-1, 0, -(2**63), *HUGE],
     "dtype": [-1, 2, 3, 4, *HUGE],
     "centering": [-1, 3, 2**31, *HUGE],
+    "tokens": [0, -1, 3, 2**31, *HUGE],
     "threads": [0, -1, 4097, 2**31 - 1, 2**31, *HUGE],
     "instruction_set": ["sse9", "AVX2", "avx2 ", "\0", 3, None, b"\xff"],
     "center": ["yes", [], object()],
@@ -468,10 +526,12 @@ def bad_view(rng: random.Random, view: Sequence[int]) -> Any:
         3: [-1, 0, *HUGE],
         4: [-1, -(2**63), *HUGE],
         5: [-1, -(2**63), *HUGE],
+        6: [-1, 0, 2, *HUGE],
+        7: [-1, -(2**63), 2**63, 2**64],  # of one token: any other stride is good
     }
     if rng.random() < 0.2:
-        return rng.choice([None, 3, "view", view[:5], (*view, 1), []])
-    place = rng.randrange(6)
+        return rng.choice([None, 3, "view", view[:7], (*view, 1), []])
+    place = rng.randrange(8)
     changed: list[Any] = list(view)
     changed[place] = rng.choice([*wrong[place], *NOT_A_NUMBER])
     return tuple(changed)
@@ -486,7 +546,7 @@ def bad_views(rng: random.Random, name: str, good: list[Any]) -> Any:
         return rng.choice([good[:1], [*good, good[0]], good[::-1]])
     views = list(good)
     if kind == "overlap":
-        views[0] = (*views[0][:4], *rng.choice([(0, 1), (3, 0), (2, 1), (0, 0)]))
+        views[0] = (*views[0][:4], *rng.choice([(0, 1), (3, 0), (2, 1), (0, 0)]), 1, 0)
     else:
         place = rng.randrange(len(views))
         views[place] = bad_view(rng, views[place])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pyguide
-from pyguide.ops import feature_space, native
+from pyguide.ops import feature_space, sample_space
 
 
 @pytest.fixture(autouse=True)
@@ -88,17 +88,19 @@ def test_fullgraph_without_gradient(count: int, mode: str) -> None:
 
 @pytest.mark.parametrize("name", ["cka_sample_space", "cka_feature_space"])
 @pytest.mark.parametrize("debiased", [False, True])
-def test_opcheck_cka(name: str, debiased: bool) -> None:
+@pytest.mark.parametrize("per_token", [False, True])
+def test_opcheck_cka(name: str, debiased: bool, per_token: bool) -> None:
     layers = [torch.randn(4, 9).T, torch.randn(9, 2, 3), torch.randn(9, 10).double()[:, ::2]]
+    if per_token:
+        layers = [torch.randn(2, 9, 3).transpose(0, 1), torch.randn(9, 2), torch.randn(9, 2, 3)]
     left, right = [0, 1, 2], [1, 2, 2]
     forward = getattr(torch.ops.pyguide, name).default
-    torch.library.opcheck(forward, (layers, left, right, debiased))
-    values, degenerate, saved = forward(layers, left, right, debiased)
+    torch.library.opcheck(forward, (layers, left, right, debiased, per_token))
+    values, degenerate, saved = forward(layers, left, right, debiased, per_token)
     backward = getattr(torch.ops.pyguide, f"{name}_backward").default
-    grad = torch.ones(3)
-    torch.library.opcheck(
-        backward, (grad, values, degenerate, saved, layers, left, right, [0, 2], debiased)
-    )
+    grad = torch.ones(len(values))
+    results = (grad, values, degenerate, saved)
+    torch.library.opcheck(backward, (*results, layers, left, right, [0, 2], debiased, per_token))
 
 
 @pytest.mark.parametrize("center", [False, True])
@@ -109,14 +111,10 @@ def test_opcheck_gram(center: bool) -> None:
     torch.library.opcheck(torch.ops.pyguide.gram_backward.default, (grad, layers, [1], center))
 
 
-def test_what_routes_save_is_what_they_say() -> None:
-    layers = [torch.randn(9, 4).double(), torch.randn(9, 6).double()]
-    saved = native.alignment(layers, [0], [1], debiased=False)
-    from pyguide.ops import sample_space
-
-    for fake, real in zip(sample_space.fake_saved(layers, [0], [1]), saved[2:], strict=True):
-        assert fake.shape == real.shape and fake.dtype == real.dtype
-    products = feature_space.forward(layers, [0], [1], False)[2]
-    fakes = feature_space.fake_saved(layers, [0], [1])
-    for fake, real in zip(fakes, products, strict=True):
-        assert fake.shape == real.shape and fake.dtype == real.dtype
+@pytest.mark.parametrize("per_token", [False, True])
+def test_what_routes_save_is_what_they_say(per_token: bool) -> None:
+    layers = [torch.randn(9, 2, 3).double(), torch.randn(9, 2, 5).double()]
+    for route in (sample_space, feature_space):
+        real = route.forward(layers, [0], [1], False, per_token)[2]
+        fake = route.fake_saved(layers, [0], [1], per_token)
+        assert [(t.shape, t.dtype) for t in fake] == [(t.shape, t.dtype) for t in real]

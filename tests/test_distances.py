@@ -108,3 +108,7 @@ def test_a_distance_without_flags_needs_only_a_call():
     values, flags = MeanGap().values_and_flags([x], [y], pairs=[(0, 0)])
     assert flags is None
     torch.testing.assert_close(values, (x.mean() - y.mean()).square().reshape(1))
+    x, y = torch.randn(6, 3, 4), torch.randn(6, 3, 5)
+    values, flags = MeanGap().values_and_flags([x], [y], pairs=[(0, 0)], per_token=True)
+    assert flags is None
+    torch.testing.assert_close(values, (x.mean((0, 2)) - y.mean((0, 2))).square()[None])

@@ -112,8 +112,8 @@ def test_output_offsets_beyond_2_to_the_31(n: int) -> None:
         x = torch.randn(n, 5)
         a = torch.randn(n, n)
         a = (a + a.T).contiguous()
-        view = (x.data_ptr(), 1, n, 5, 5, 1)
-        out = (far.data_ptr(), 1, n, 5, stride, 1)
+        view = (x.data_ptr(), 1, n, 5, 5, 1, 1, 0)
+        out = (far.data_ptr(), 1, n, 5, stride, 1, 1, 0)
         _native.apply(a.data_ptr(), 1, n, [view], [out], False, 1)
         torch.testing.assert_close(far.clone(), a @ x, rtol=1e-4, atol=1e-4)
         del far, memory
@@ -131,7 +131,7 @@ def test_stack_offsets_beyond_2_to_the_31() -> None:
         stats[0], stats[last] = pair_stats[0], pair_stats[1]
         values = torch.zeros(1, dtype=torch.float64)
         flags = torch.zeros(1, dtype=torch.bool)
-        common = (stack.data_ptr(), 1, layers, n, stats.data_ptr(), [0], [last])
+        common = (stack.data_ptr(), 1, layers, n, stats.data_ptr(), [0], [last], 1)
         _native.alignment(*common, values.data_ptr(), flags.data_ptr(), 2)
         assert values.item() == pytest.approx(pyguide.cka(x, y).item(), abs=1e-6)
         grad = torch.ones(1, dtype=torch.float64)
@@ -224,13 +224,15 @@ def test_the_native_module_checks_what_it_is_given() -> None:
     x = torch.randn(8, 3)
     k = torch.empty(1, 8, 8)
     stats = torch.empty(1, 2, dtype=torch.float64)
-    good = (x.data_ptr(), 1, 8, 3, 3, 1)
+    good = (x.data_ptr(), 1, 8, 3, 3, 1, 1, 0)
     for view, centering, dtype, n, message in [
-        ((0, 1, 8, 3, 3, 1), 1, 1, 8, "null pointer"),
-        ((x.data_ptr(), 9, 8, 3, 3, 1), 1, 1, 8, "dtype"),
-        ((x.data_ptr(), 1, 7, 3, 3, 1), 1, 1, 8, "number of samples"),
-        ((x.data_ptr(), 1, 8, 0, 3, 1), 1, 1, 8, "no features"),
-        ((x.data_ptr(), 1, 8, 3, -3, 1), 1, 1, 8, "strides"),
+        ((0, 1, 8, 3, 3, 1, 1, 0), 1, 1, 8, "null pointer"),
+        ((x.data_ptr(), 9, 8, 3, 3, 1, 1, 0), 1, 1, 8, "dtype"),
+        ((x.data_ptr(), 1, 7, 3, 3, 1, 1, 0), 1, 1, 8, "number of samples"),
+        ((x.data_ptr(), 1, 8, 0, 3, 1, 1, 0), 1, 1, 8, "no features"),
+        ((x.data_ptr(), 1, 8, 3, -3, 1, 1, 0), 1, 1, 8, "strides"),
+        ((x.data_ptr(), 1, 8, 3, 3, 1, 0, 0), 1, 1, 8, "no tokens"),
+        ((x.data_ptr(), 1, 8, 3, 3, 1, 2**40, 2**40), 1, 1, 8, "beyond the address space"),
         (good, 5, 1, 8, "centering"),
         (good, 1, 2, 8, "float32 or float64"),
         (good, 2, 1, 3, "number of samples"),

@@ -169,7 +169,9 @@ def test_out_of_memory_in_workspace_is_a_python_error(one_gibibyte_more) -> None
     n, many = 600, 4096
     x, dx, a = torch.randn(n, 10_000), torch.empty(n, 10_000), torch.randn(1, n, n)
     stats = torch.empty(1, 2, dtype=torch.float64)
-    views = [(t.data_ptr(), DTYPE_CODES[t.dtype], n, t.size(1), t.stride(0), 1) for t in (x, dx)]
+    views = [
+        (t.data_ptr(), DTYPE_CODES[t.dtype], n, t.size(1), t.stride(0), 1, 1, 0) for t in (x, dx)
+    ]
     calls = {
         "gram": lambda threads: _native.gram(
             views[:1], 1, a.data_ptr(), 1, n, stats.data_ptr(), threads

@@ -17,13 +17,15 @@ namespace {
 
 using pyguide::Centering;
 using pyguide::DType;
+using pyguide::MatrixBatch;
 using pyguide::MatrixView;
 using pyguide::check_threads;
 using pyguide::require;
 namespace cpu = pyguide::cpu;
 
-// (pointer, dtype, rows, cols, row stride, column stride), as pyguide/ops/views.py makes it.
-using ViewTuple = std::array<int64_t, 6>;
+// (pointer, dtype, rows, cols, row stride, column stride, tokens, token stride), as
+// pyguide/ops/views.py makes it.
+using ViewTuple = std::array<int64_t, 8>;
 
 template <class T>
 T* pointer(int64_t address) {
@@ -37,24 +39,17 @@ T* array(int64_t address, const char* name) {
   return data;
 }
 
-MatrixView view_from(const ViewTuple& t) {
-  return {pointer<void>(t[0]), pyguide::dtype_from(t[1]), t[2], t[3], t[4], t[5]};
-}
-
-std::vector<MatrixView> layers_from(const std::vector<ViewTuple>& tuples, int64_t n) {
+// The matrices of all layers, token by token.
+std::vector<MatrixView> matrices_from(const std::vector<ViewTuple>& tuples, int64_t n,
+                                      void (*check)(const MatrixBatch&, int64_t)) {
   std::vector<MatrixView> views;
   for (const ViewTuple& t : tuples) {
-    views.push_back(view_from(t));
-    pyguide::check_layer(views.back(), n);
-  }
-  return views;
-}
-
-std::vector<MatrixView> outputs_from(const std::vector<ViewTuple>& tuples, int64_t n) {
-  std::vector<MatrixView> views;
-  for (const ViewTuple& t : tuples) {
-    views.push_back(view_from(t));
-    pyguide::check_output(views.back(), n);
+    const MatrixBatch batch{
+        {pointer<void>(t[0]), pyguide::dtype_from(t[1]), t[2], t[3], t[4], t[5]}, t[6], t[7]};
+    check(batch, n);
+    // An absurd count fails here, before the loop. A call with many layers has one token each.
+    if (batch.count > 1) views.reserve(views.size() + size_t(batch.count));
+    for (int64_t i = 0; i < batch.count; ++i) views.push_back(batch[i]);
   }
   return views;
 }
@@ -67,21 +62,36 @@ cpu::GramStack stack_from(int64_t address, const char* name, int dtype, int64_t 
   return {data, type, layers, n};
 }
 
+// The matrices of layers[...] in a stack that holds `tokens` of each layer.
+std::vector<int64_t> tokens_of(const std::vector<int64_t>& layers, int64_t tokens) {
+  std::vector<int64_t> matrices;
+  matrices.reserve(layers.size() * size_t(tokens));
+  for (int64_t layer : layers) {
+    for (int64_t t = 0; t < tokens; ++t) matrices.push_back(layer * tokens + t);
+  }
+  return matrices;
+}
+
+// Pairs of layers, token by token.
 std::vector<cpu::Pair> pairs_from(const std::vector<int64_t>& left,
-                                  const std::vector<int64_t>& right, int64_t layers) {
+                                  const std::vector<int64_t>& right, int64_t layers,
+                                  int64_t tokens) {
   require(left.size() == right.size(), "left and right differ in length");
-  pyguide::check_indices(left, layers, "a pair index is out of range");
-  pyguide::check_indices(right, layers, "a pair index is out of range");
+  require(tokens >= 1, "tokens must be positive");
+  require(layers % tokens == 0, "a stack holds as many tokens of every layer");
+  pyguide::check_indices(left, layers / tokens, "a pair index is out of range");
+  pyguide::check_indices(right, layers / tokens, "a pair index is out of range");
+  const auto lefts = tokens_of(left, tokens), rights = tokens_of(right, tokens);
   std::vector<cpu::Pair> pairs;
-  for (size_t p = 0; p < left.size(); ++p) pairs.push_back({left[p], right[p]});
+  for (size_t p = 0; p < lefts.size(); ++p) pairs.push_back({lefts[p], rights[p]});
   return pairs;
 }
 
 void gram(const std::vector<ViewTuple>& layers, int centering, int64_t grams, int dtype, int64_t n,
           int64_t stats, int threads, const std::string& instruction_set) {
   check_threads(threads);
-  const cpu::GramStack stack = stack_from(grams, "grams", dtype, int64_t(layers.size()), n);
-  const std::vector<MatrixView> views = layers_from(layers, n);
+  const std::vector<MatrixView> views = matrices_from(layers, n, pyguide::check_layer);
+  const cpu::GramStack stack = stack_from(grams, "grams", dtype, int64_t(views.size()), n);
   const Centering mode = pyguide::centering_from(centering);
   require(mode != Centering::kU || n >= 4, "U-centring needs n >= 4");
   auto* layer_stats =
@@ -93,11 +103,11 @@ void gram(const std::vector<ViewTuple>& layers, int centering, int64_t grams, in
 
 void alignment(int64_t grams, int dtype, int64_t layers, int64_t n, int64_t stats,
                const std::vector<int64_t>& left, const std::vector<int64_t>& right,
-               int64_t values, int64_t degenerate, int threads,
+               int64_t tokens, int64_t values, int64_t degenerate, int threads,
                const std::string& instruction_set) {
   check_threads(threads);
   const cpu::GramStack stack = stack_from(grams, "grams", dtype, layers, n);
-  const auto pairs = pairs_from(left, right, layers);
+  const auto pairs = pairs_from(left, right, layers, tokens);
   const auto* layer_stats = array<const cpu::LayerStats>(stats, "stats");
   auto* out = array<double>(values, "values");
   auto* flags = array<uint8_t>(degenerate, "degenerate");
@@ -108,22 +118,23 @@ void alignment(int64_t grams, int dtype, int64_t layers, int64_t n, int64_t stat
 
 void coefficients(int64_t grams, int dtype, int64_t layers, int64_t n, int64_t stats,
                   const std::vector<int64_t>& left, const std::vector<int64_t>& right,
-                  int64_t values, int64_t degenerate, int64_t grad,
+                  int64_t tokens, int64_t values, int64_t degenerate, int64_t grad,
                   const std::vector<int64_t>& wanted, int64_t out, int threads,
                   const std::string& instruction_set) {
   check_threads(threads);
   const cpu::GramStack stack = stack_from(grams, "grams", dtype, layers, n);
-  const auto pairs = pairs_from(left, right, layers);
-  pyguide::check_indices(wanted, layers, "a wanted layer is out of range");
+  const auto pairs = pairs_from(left, right, layers, tokens);
+  pyguide::check_indices(wanted, layers / tokens, "a wanted layer is out of range");
   if (wanted.empty()) return;
+  const std::vector<int64_t> matrices = tokens_of(wanted, tokens);
   const auto* layer_stats = array<const cpu::LayerStats>(stats, "stats");
   const auto* cka = array<const double>(values, "values");
   const auto* flags = array<const uint8_t>(degenerate, "degenerate");
   const auto* upstream = array<const double>(grad, "grad");
-  const auto to = stack_from(out, "out", dtype, int64_t(wanted.size()), n);
+  const auto to = stack_from(out, "out", dtype, int64_t(matrices.size()), n);
   const cpu::KernelSet& kernels = cpu::kernel_set(instruction_set);
   py::gil_scoped_release release;
-  cpu::coefficients(stack, layer_stats, pairs, cka, flags, upstream, wanted, to.data, kernels,
+  cpu::coefficients(stack, layer_stats, pairs, cka, flags, upstream, matrices, to.data, kernels,
                     threads);
 }
 
@@ -143,9 +154,10 @@ void apply(int64_t coefficients, int dtype, int64_t n, const std::vector<ViewTup
   check_threads(threads);
   require(layers.size() == outs.size(), "layers and outs differ in length");
   if (layers.empty()) return;
-  const auto stack =
-      stack_from(coefficients, "coefficients", dtype, int64_t(layers.size()), n);
-  const auto xs = layers_from(layers, n), to = outputs_from(outs, n);
+  const auto xs = matrices_from(layers, n, pyguide::check_layer);
+  const auto to = matrices_from(outs, n, pyguide::check_output);
+  require(xs.size() == to.size(), "layers and outs differ in tokens");
+  const auto stack = stack_from(coefficients, "coefficients", dtype, int64_t(xs.size()), n);
   std::vector<cpu::ApplyProblem> problems;
   for (size_t l = 0; l < xs.size(); ++l) {
     require(xs[l].cols == to[l].cols, "a layer and its output differ in features");
@@ -187,12 +199,12 @@ PYBIND11_MODULE(_native, m) {
   m.def("gram", &gram, py::arg("layers"), py::arg("centering"), py::arg("grams"),
         py::arg("dtype"), py::arg("n"), py::arg("stats"), py::arg("threads"), isa);
   m.def("alignment", &alignment, py::arg("grams"), py::arg("dtype"), py::arg("layers"),
-        py::arg("n"), py::arg("stats"), py::arg("left"), py::arg("right"), py::arg("values"),
-        py::arg("degenerate"), py::arg("threads"), isa);
+        py::arg("n"), py::arg("stats"), py::arg("left"), py::arg("right"), py::arg("tokens"),
+        py::arg("values"), py::arg("degenerate"), py::arg("threads"), isa);
   m.def("coefficients", &coefficients, py::arg("grams"), py::arg("dtype"), py::arg("layers"),
-        py::arg("n"), py::arg("stats"), py::arg("left"), py::arg("right"), py::arg("values"),
-        py::arg("degenerate"), py::arg("grad"), py::arg("wanted"), py::arg("out"),
-        py::arg("threads"), isa);
+        py::arg("n"), py::arg("stats"), py::arg("left"), py::arg("right"), py::arg("tokens"),
+        py::arg("values"), py::arg("degenerate"), py::arg("grad"), py::arg("wanted"),
+        py::arg("out"), py::arg("threads"), isa);
   m.def("symmetrize", &symmetrize, py::arg("grads"), py::arg("dtype"), py::arg("layers"),
         py::arg("n"), py::arg("center"), py::arg("out"), py::arg("threads"), isa);
   m.def("apply", &apply, py::arg("coefficients"), py::arg("dtype"), py::arg("n"),

@@ -25,6 +25,12 @@ class Buffer {
 
   T* get() const { return static_cast<T*>(block_.data); }
 
+  // The same memory for elements of another type.
+  template <class U>
+  U* as() const {
+    return static_cast<U*>(block_.data);
+  }
+
  private:
   static size_t bytes(int64_t count) {
     if (count < 0 || count > PTRDIFF_MAX / int64_t(sizeof(T))) throw std::bad_array_new_length();

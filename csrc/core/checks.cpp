@@ -1,6 +1,7 @@
 #include "core/checks.h"
 
 #include <algorithm>
+#include <array>
 #include <stdexcept>
 #include <string>
 
@@ -22,18 +23,33 @@ bool fits(const void* data, int64_t count, int64_t size) {
          !__builtin_add_overflow(int64_t(reinterpret_cast<uintptr_t>(data)), bytes, &end);
 }
 
-void check_matrix(const MatrixView& x, int64_t n, const char* name) {
-  check_array(x.data, name, size_of(x.dtype));
-  require(x.rows == n, "a layer's number of samples differs from n");
-  require(x.rows >= 1, "n must be positive");
-  require(x.cols >= 1, "a layer has no features");
-  require(x.row_stride >= 0 && x.col_stride >= 0, "strides must not be negative");
-  int64_t last_row = 0, last_col = 0, last = 0;
-  const bool overflows = __builtin_mul_overflow(x.rows - 1, x.row_stride, &last_row) ||
-                         __builtin_mul_overflow(x.cols - 1, x.col_stride, &last_col) ||
-                         __builtin_add_overflow(last_row, last_col, &last) ||
-                         __builtin_add_overflow(last, int64_t(1), &last);
-  require(!overflows && fits(x.data, last, size_of(x.dtype)),
+// The axes of a batch: how far its last element lies from its first, and how far apart two are.
+struct Axis {
+  int64_t size, stride;
+};
+
+std::array<Axis, 3> axes_of(const MatrixBatch& x) {
+  return {{{x.first.rows, x.first.row_stride},
+           {x.first.cols, x.first.col_stride},
+           {x.count, x.stride}}};
+}
+
+void check_matrices(const MatrixBatch& x, int64_t n, const char* name) {
+  const MatrixView& first = x.first;
+  check_array(first.data, name, size_of(first.dtype));
+  require(first.rows == n, "a layer's number of samples differs from n");
+  require(first.rows >= 1, "n must be positive");
+  require(first.cols >= 1, "a layer has no features");
+  require(x.count >= 1, "a layer has no tokens");
+  int64_t elements = 1;
+  bool overflows = false;
+  for (const Axis& axis : axes_of(x)) {
+    require(axis.stride >= 0, "strides must not be negative");
+    int64_t last = 0;
+    overflows |= __builtin_mul_overflow(axis.size - 1, axis.stride, &last) ||
+                 __builtin_add_overflow(elements, last, &elements);
+  }
+  require(!overflows && fits(first.data, elements, size_of(first.dtype)),
           "a layer's sizes and strides reach beyond the address space");
 }
 
@@ -67,18 +83,19 @@ void check_array(const void* data, const char* name, int64_t size) {
   }
 }
 
-void check_layer(const MatrixView& x, int64_t n) { check_matrix(x, n, "a layer"); }
+void check_layer(const MatrixBatch& x, int64_t n) { check_matrices(x, n, "a layer"); }
 
-void check_output(const MatrixView& out, int64_t n) {
-  check_matrix(out, n, "an output");
-  struct Axis {
-    int64_t stride, last;
-  };
-  Axis inner{out.row_stride, out.rows - 1}, outer{out.col_stride, out.cols - 1};
-  if (inner.stride > outer.stride) std::swap(inner, outer);
-  const bool distinct = (inner.last == 0 || inner.stride > 0) &&
-                        (outer.last == 0 || outer.stride > inner.last * inner.stride);
-  require(distinct, "elements of an output overlap");
+void check_output(const MatrixBatch& out, int64_t n) {
+  check_matrices(out, n, "an output");
+  std::array<Axis, 3> axes = axes_of(out);
+  std::sort(axes.begin(), axes.end(),
+            [](const Axis& a, const Axis& b) { return a.stride < b.stride; });
+  int64_t reach = 0;  // of the axes before this one
+  for (const Axis& axis : axes) {
+    if (axis.size == 1) continue;
+    require(axis.stride > reach, "elements of an output overlap");
+    reach += (axis.size - 1) * axis.stride;
+  }
 }
 
 void check_stack(const void* data, const char* name, DType dtype, int64_t layers, int64_t n) {

@@ -19,11 +19,12 @@ void check_threads(int threads);
 // A pointer that is not null and is aligned to elements of `size` bytes.
 void check_array(const void* data, const char* name, int64_t size);
 
-// A layer: n x d with n = `n` and d >= 1; every element lies in the address space.
-void check_layer(const MatrixView& x, int64_t n);
+// A layer: one or more n x d matrices with n = `n` and d >= 1; every element lies in the address
+// space.
+void check_layer(const MatrixBatch& x, int64_t n);
 
 // A layer's gradient: like a layer, and no two elements share an address.
-void check_output(const MatrixView& out, int64_t n);
+void check_output(const MatrixBatch& out, int64_t n);
 
 // A contiguous stack of `layers` n x n matrices.
 void check_stack(const void* data, const char* name, DType dtype, int64_t layers, int64_t n);

@@ -16,6 +16,20 @@ struct MatrixView {
   int64_t col_stride;
 };
 
+// Matrices of one shape, a constant step apart: the tokens of a layer, each compared on its own.
+// A layer that is compared as a whole is a batch of one.
+struct MatrixBatch {
+  MatrixView first;
+  int64_t count = 1;
+  int64_t stride = 0;  // in elements
+
+  MatrixView operator[](int64_t i) const {
+    MatrixView view = first;
+    view.data = static_cast<char*>(first.data) + i * stride * size_of(first.dtype);
+    return view;
+  }
+};
+
 // How a Gram matrix is centred. Both are orthogonal projections with zero row sums.
 enum class Centering : int {
   kNone = 0,

@@ -27,31 +27,15 @@ struct Block {
 };
 
 // No larger than these problems need. Sizes are in floats.
-class Workspace {
- public:
+struct Workspace {
   Workspace(const std::vector<ApplyProblem>& problems, int64_t n, int64_t max_sliver)
-      : cols_(widest_panel(problems, n)),
-        floats_(any_in_double(problems) ? 2 : 1),
-        shift_(cols_ * floats_),
-        coefficients_(round_up(std::min(n, kRows), max_sliver) * std::min(n, kDepth) * floats_),
-        features_(round_up(cols_, max_sliver) * std::min(n, kDepth) * floats_),
-        sums_(n <= kDepth ? 0 : round_up(kRows, max_sliver) * round_up(cols_, max_sliver)) {}
+      : cols(widest_panel(problems, n)),
+        floats(any_in_double(problems) ? 2 : 1),
+        shift(cols * floats),
+        coefficients(round_up(std::min(n, kRows), max_sliver) * std::min(n, kDepth) * floats),
+        features(round_up(cols, max_sliver) * std::min(n, kDepth) * floats),
+        sums(n <= kDepth ? 0 : round_up(kRows, max_sliver) * round_up(cols, max_sliver)) {}
 
-  template <class T>
-  T* shift() const {
-    return reinterpret_cast<T*>(shift_.get());
-  }
-  template <class T>
-  T* coefficients() const {
-    return reinterpret_cast<T*>(coefficients_.get());
-  }
-  template <class T>
-  T* features() const {
-    return reinterpret_cast<T*>(features_.get());
-  }
-  double* sums() const { return sums_.get(); }
-
- private:
   static int64_t widest_panel(const std::vector<ApplyProblem>& problems, int64_t n) {
     int64_t cols = 0;
     for (const ApplyProblem& problem : problems) cols = std::max(cols, problem.x.cols);
@@ -63,9 +47,9 @@ class Workspace {
     });
   }
 
-  int64_t cols_, floats_;
-  Buffer<float> shift_, coefficients_, features_;
-  Buffer<double> sums_;
+  int64_t cols, floats;
+  Buffer<float> shift, coefficients, features;  // of doubles where x is float64
+  Buffer<double> sums;
 };
 
 template <class Out>
@@ -101,9 +85,9 @@ void apply_block(const Block& block, DType coefficient_dtype, bool shifted, int6
   const MatrixView features{x.data, x.dtype, x.cols, n, x.col_stride, x.row_stride};
   const Operand left{a, ShiftAxis::kNone};
   const Operand right{features, shifted ? ShiftAxis::kRow : ShiftAxis::kNone};
-  T* packed_a = workspace.coefficients<T>();
-  T* packed_x = workspace.features<T>();
-  T* shift = workspace.shift<T>();
+  T* packed_a = workspace.coefficients.as<T>();
+  T* packed_x = workspace.features.as<T>();
+  T* shift = workspace.shift.as<T>();
   const int64_t panel = panel_cols(n);
   const bool one_pass = n <= kDepth;
   if (one_pass) kernels.pack(left, {block.row, block.rows, 0, n}, nullptr, packed_a);
@@ -116,7 +100,7 @@ void apply_block(const Block& block, DType coefficient_dtype, bool shifted, int6
       continue;
     }
     const int64_t ld = round_up(cols, kernels.sliver);
-    double* sums = workspace.sums();
+    double* sums = workspace.sums.get();
     std::fill(sums, sums + round_up(block.rows, kernels.sliver) * ld, 0.0);
     for (int64_t k = 0; k < n; k += kDepth) {
       const int64_t depths = std::min(kDepth, n - k);

@@ -82,32 +82,17 @@ int64_t panel_for(const std::vector<Block>& blocks, const std::vector<MatrixView
 // Where one thread packs, sums and centres: no larger than these layers need, since fresh memory
 // costs small problems more time than their products. A thread shares at most its first and its
 // last block with other threads, so two sets of sums hold everything until all threads are done.
-class Workspace {
- public:
+struct Workspace {
   Workspace(const std::vector<MatrixView>& layers, int64_t n, int64_t panel, int64_t max_sliver)
-      : side_(round_up(std::min(n, kBlock), max_sliver)),
-        shift_(panel_size(layers, panel, 1)),
-        rows_(panel_size(layers, panel, side_)),
-        columns_(n > kBlock ? panel_size(layers, panel, side_) : 0),
-        sums_(2 * side_ * side_),
-        scratch_(2 * side_) {}
+      : side(round_up(std::min(n, kBlock), max_sliver)),
+        shift(panel_size(layers, panel, 1)),
+        rows(panel_size(layers, panel, side)),
+        columns(n > kBlock ? panel_size(layers, panel, side) : 0),
+        sums_of_two(2 * side * side),
+        scratch(2 * side) {}
 
-  template <class T>
-  T* shift() const {
-    return reinterpret_cast<T*>(shift_.get());
-  }
-  template <class T>
-  T* rows() const {
-    return reinterpret_cast<T*>(rows_.get());
-  }
-  template <class T>
-  T* columns() const {
-    return reinterpret_cast<T*>(columns_.get());
-  }
-  double* sums(int which) const { return sums_.get() + which * side_ * side_; }
-  double* scratch() const { return scratch_.get(); }
+  double* sums(int which) const { return sums_of_two.get() + which * side * side; }
 
- private:
   // In floats, for `side` samples of a panel of any of the layers.
   static int64_t panel_size(const std::vector<MatrixView>& layers, int64_t panel, int64_t side) {
     int64_t size = 0;
@@ -118,9 +103,9 @@ class Workspace {
     return size;
   }
 
-  int64_t side_;
-  Buffer<float> shift_, rows_, columns_;
-  Buffer<double> sums_, scratch_;
+  int64_t side;
+  Buffer<float> shift, rows, columns;  // of doubles where the layer is multiplied in double
+  Buffer<double> sums_of_two, scratch;
 };
 
 template <class T>
@@ -130,15 +115,15 @@ void sum_block(const MatrixView& x, const Block& block, int64_t first_col, int64
   const int64_t ld = round_up(block.cols, kernels.sliver);
   std::fill(sums, sums + round_up(block.rows, kernels.sliver) * ld, 0.0);
   const Operand operand{x, shifted ? ShiftAxis::kDepth : ShiftAxis::kNone};
-  T* shift = workspace.shift<T>();
+  T* shift = workspace.shift.as<T>();
   for (int64_t col = first_col; col < std::min(last_col, x.cols); col += panel) {
     const int64_t cols = std::min(panel, x.cols - col);
     if (shifted) kernels.column_shift(x, col, cols, shift);
-    T* rows = workspace.rows<T>();
+    T* rows = workspace.rows.as<T>();
     kernels.pack(operand, {block.row, block.rows, col, cols}, shift, rows);
     T* columns = rows;
     if (!block.diagonal()) {
-      columns = workspace.columns<T>();
+      columns = workspace.columns.as<T>();
       kernels.pack(operand, {block.col, block.cols, col, cols}, shift, columns);
     }
     kernels.accumulate(rows, columns, block.rows, block.cols, cols, block.diagonal(), sums, ld);
@@ -243,7 +228,7 @@ void gram_as(const std::vector<MatrixView>& layers, Centering centering, const G
         sum_block(x, block, first * panel, last * panel, panel, shifted, workspace, sums, set.f32);
       }
       if (first > 0 || last < partition.units(b)) continue;  // shared: summed below
-      finish.block(block, sums, leading_dimension(block), workspace.scratch(), 1);
+      finish.block(block, sums, leading_dimension(block), workspace.scratch.get(), 1);
     }
   });
 
@@ -264,7 +249,7 @@ void gram_as(const std::vector<MatrixView>& layers, Centering centering, const G
         for (int64_t j = 0; j < block.cols; ++j) parts[0][i * ld + j] += parts[p][i * ld + j];
       }
     });
-    finish.block(block, parts[0], ld, workspaces[0].scratch(), threads);
+    finish.block(block, parts[0], ld, workspaces[0].scratch.get(), threads);
   }
   finish.layers(grams.layers, threads);
 }

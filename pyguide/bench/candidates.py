@@ -84,6 +84,9 @@ def _pyguide(workload: Workload) -> Run:
         assert problem.coefficients is not None
         return Result(native.apply(problem.coefficients, problem.xs, shifted=True), [])
 
+    if workload.tokens:
+        loss = pyguide.CKALoss(per_token=True)
+        return _loss_of_tokens(lambda x, y: loss([x], [y]))
     return {
         "loss": _loss_of_lists(pyguide.CKALoss()),
         "matrix": lambda p: Result([pyguide.cka_matrix(p.xs, debiased=True)], []),

@@ -62,7 +62,8 @@ def eager_loss_feature_space(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
     loss = torch.zeros(())
     for x, y in zip(xs, ys, strict=True):
         x, y = x - x.mean(dim=0), y - y.mean(dim=0)
-        cka = (y.T @ x).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm())
+        xy, xx, yy = (k.square().sum() for k in (y.T @ x, x.T @ x, y.T @ y))
+        cka = xy / (xx.sqrt() * yy.sqrt())
         loss = loss + 1 - cka
     return loss
 
@@ -117,7 +118,7 @@ def official_loss(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
 def debiased_matrix(xs: list[Tensor]) -> Tensor:
     """Debiased CKA of all layers with each other: U-centred Grams, then one product."""
     grams = torch.stack([u_center(gram(x)).flatten() for x in xs])
-    grams = grams / grams.norm(dim=1, keepdim=True)
+    grams = grams / grams.square().sum(dim=1, keepdim=True).sqrt()
     return grams @ grams.T
 
 

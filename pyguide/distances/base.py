@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 __all__ = ["Distance"]
@@ -49,9 +50,17 @@ class Distance(ABC):
         ys: Sequence[Tensor],
         *,
         pairs: Sequence[tuple[int, int]] | None = None,
+        per_token: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """The distances and, (P,) bool, which pairs have a degenerate layer.
+        """The distances, (P,), and which pairs have a degenerate layer, (P,) bool.
 
-        The flags are None for a distance that is defined for every layer.
+        With `per_token` the layers are (n, T, ...), every token is compared on its own, and
+        both results are (P, T). The flags are None for a distance that is defined for every
+        layer.
         """
-        return self(xs, ys, pairs=pairs), None
+        if not per_token:
+            return self(xs, ys, pairs=pairs), None
+        tokens = zip(*(x.unbind(1) for x in xs), strict=True)
+        others = zip(*(y.unbind(1) for y in ys), strict=True)
+        distances = [self(x, y, pairs=pairs) for x, y in zip(tokens, others, strict=True)]
+        return torch.stack(distances, dim=1), None

@@ -71,8 +71,11 @@ class LinearCKA(Distance):
         ys: Sequence[Tensor],
         *,
         pairs: Sequence[tuple[int, int]] | None = None,
+        per_token: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        cka, degenerate = cka_pairs_and_flags(xs, ys, pairs=pairs, debiased=self.debiased)
+        cka, degenerate = cka_pairs_and_flags(
+            xs, ys, pairs=pairs, debiased=self.debiased, per_token=per_token
+        )
         if not (self.debiased or self._warned) and xs and xs[0].size(0) < _FEW_SAMPLES:
             self._warned = True
             warnings.warn(

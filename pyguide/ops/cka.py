@@ -15,11 +15,12 @@ from pyguide.ops.inputs import (
     check_layers,
     check_pairs,
     check_precision,
+    check_tokens,
     has_native_backend,
     integer_pairs,
 )
 from pyguide.ops.library import register
-from pyguide.ops.native import result_dtype
+from pyguide.ops.native import result_dtype, token_count
 from pyguide.ops.routes import split_by_route
 
 __all__ = ["CKALoss", "cka", "cka_matrix", "cka_pairs", "cka_pairs_and_flags"]
@@ -31,11 +32,12 @@ def _register_route(name: str, route: Any) -> tuple[Any, Any]:
     """Register the forward and backward operators of one way to compute CKA."""
 
     def fake_forward(
-        layers: list[Tensor], left: list[int], right: list[int], debiased: bool
+        layers: list[Tensor], left: list[int], right: list[int], debiased: bool, per_token: bool
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        values = layers[0].new_empty(len(left), dtype=torch.float64)
-        degenerate = layers[0].new_empty(len(left), dtype=torch.bool)
-        return values, degenerate, route.fake_saved(layers, left, right)
+        count = len(left) * token_count(layers, per_token)
+        values = layers[0].new_empty(count, dtype=torch.float64)
+        degenerate = layers[0].new_empty(count, dtype=torch.bool)
+        return values, degenerate, route.fake_saved(layers, left, right, per_token)
 
     def fake_backward(
         grad: Tensor,
@@ -47,18 +49,20 @@ def _register_route(name: str, route: Any) -> tuple[Any, Any]:
         right: list[int],
         wanted: list[int],
         debiased: bool,
+        per_token: bool,
     ) -> list[Tensor]:
         return [torch.empty_like(layers[w]) for w in wanted]
 
     forward = register(
-        f"{name}(Tensor[] layers, int[] left, int[] right, bool debiased)"
-        " -> (Tensor values, Tensor degenerate, Tensor[] saved)",
+        f"{name}(Tensor[] layers, int[] left, int[] right, bool debiased,"
+        " bool per_token) -> (Tensor values, Tensor degenerate, Tensor[] saved)",
         cpu=route.forward,
         fake=fake_forward,
     )
     backward = register(
         f"{name}_backward(Tensor grad, Tensor values, Tensor degenerate, Tensor[] saved,"
-        " Tensor[] layers, int[] left, int[] right, int[] wanted, bool debiased) -> Tensor[]",
+        " Tensor[] layers, int[] left, int[] right, int[] wanted, bool debiased,"
+        " bool per_token) -> Tensor[]",
         cpu=route.backward,
         fake=fake_backward,
     )
@@ -77,12 +81,13 @@ class _CKA(torch.autograd.Function):
         left: list[int],
         right: list[int],
         debiased: bool,
+        per_token: bool,
         *layers: Tensor,
     ) -> tuple[Tensor, Tensor]:
         forward = _feature_forward if in_feature_space else _sample_forward
-        values, degenerate, saved = forward(list(layers), left, right, debiased)
-        ctx.in_feature_space, ctx.debiased = in_feature_space, debiased
-        ctx.left, ctx.right = left, right
+        values, degenerate, saved = forward(list(layers), left, right, debiased, per_token)
+        ctx.in_feature_space = in_feature_space
+        ctx.arguments = left, right, debiased, per_token
         ctx.layers = len(layers)
         ctx.save_for_backward(values, degenerate, *layers, *saved)
         ctx.mark_non_differentiable(degenerate)
@@ -92,41 +97,47 @@ class _CKA(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Any) -> Any:
         values, degenerate, *rest = ctx.saved_tensors
         layers, saved = rest[: ctx.layers], rest[ctx.layers :]
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[4:]) if needed]
+        left, right, debiased, per_token = ctx.arguments
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[5:]) if needed]
         backward = _feature_backward if ctx.in_feature_space else _sample_backward
         computed = backward(
-            grad, values, degenerate, saved, layers, ctx.left, ctx.right, wanted, ctx.debiased
+            grad, values, degenerate, saved, layers, left, right, wanted, debiased, per_token
         )
         computed = first_derivative_only(computed, grad, *layers)
         grads: list[Tensor | None] = [None] * len(layers)
         for w, g in zip(wanted, computed, strict=True):
             grads[w] = g
-        return (None, None, None, None, *grads)
+        return (None, None, None, None, None, *grads)
 
 
-def _check_layers(debiased: bool, *groups: tuple[str, Sequence[Tensor]]) -> None:
+def _check_layers(
+    debiased: bool, *groups: tuple[str, Sequence[Tensor]], per_token: bool = False
+) -> None:
     check_layers(
         groups,
         min_samples=4 if debiased else 2,
         why=" for debiased CKA" if debiased else "",
     )
+    if per_token:
+        check_tokens(groups)
 
 
 def _align(
     in_feature_space: bool,
     pairs: list[tuple[int, int]],
     debiased: bool,
+    per_token: bool,
     layers: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Values and degenerate flags of pairs of layers by one of the routes."""
     left, right = [i for i, _ in pairs], [j for _, j in pairs]
     if torch.is_grad_enabled() and any(x.requires_grad for x in layers):
-        values, degenerate = _CKA.apply(in_feature_space, left, right, debiased, *layers)
+        values, degenerate = _CKA.apply(in_feature_space, left, right, debiased, per_token, *layers)
         return values, degenerate
     # Not only cheaper: where nothing requires grad, Dynamo tells a Function that takes ctx from
     # one that does not by the number of arguments, and some numbers of layers mislead it.
     forward = _feature_forward if in_feature_space else _sample_forward
-    values, degenerate, _ = forward(layers, left, right, debiased)
+    values, degenerate, _ = forward(layers, left, right, debiased, per_token)
     return values.to(result_dtype(layers)), degenerate
 
 
@@ -156,10 +167,11 @@ def cka_pairs_and_flags(
     *,
     pairs: Sequence[tuple[int, int]] | None = None,
     debiased: bool = False,
+    per_token: bool = False,
     precision: str | None = None,
     route: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """:func:`cka_pairs`, and which pairs have a degenerate layer: (P,) and (P,) bool.
+    """:func:`cka_pairs`, and which pairs have a degenerate layer: two of (P,), or of (P, T).
 
     ``route`` is ``"auto"`` (less work), ``"sample"`` (n x n Gram matrices) or ``"feature"``
     (d x d products); it changes the result only by rounding. What counts as rounding differs
@@ -167,8 +179,9 @@ def cka_pairs_and_flags(
     ``tr(Kc)^2``, so a layer is degenerate below ``2^-46 tr(Kc)^2`` already.
     """
     check_precision(precision)
-    _check_layers(debiased, ("xs[]", xs), ("ys[]", ys))
-    return _checked_cka(xs, ys, check_pairs(pairs, len(xs), len(ys)), debiased, route)
+    _check_layers(debiased, ("xs[]", xs), ("ys[]", ys), per_token=per_token)
+    checked = check_pairs(pairs, len(xs), len(ys))
+    return _checked_cka(xs, ys, checked, debiased, per_token, route)
 
 
 def _checked_cka(
@@ -176,24 +189,35 @@ def _checked_cka(
     ys: Sequence[Tensor],
     pairs: list[tuple[int, int]],
     debiased: bool,
+    per_token: bool = False,
     route: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     dtype = result_dtype([*xs, *ys])
     if not pairs:
-        device = next((x.device for x in (*xs, *ys)), None)
-        values = torch.zeros(0, dtype=dtype, device=device)
-        return values, torch.zeros(0, dtype=torch.bool, device=device)
+        some = next(iter((*xs, *ys)), None)
+        device = None if some is None else some.device
+        shape = (0,) if some is None or not per_token else (0, some.size(1))
+        values = torch.zeros(shape, dtype=dtype, device=device)
+        return values, torch.zeros(shape, dtype=torch.bool, device=device)
     if not has_native_backend(xs[0].device):
-        return reference.cka_pairs_and_flags(xs, ys, pairs=pairs, debiased=debiased)
+        return reference.cka_pairs_and_flags(
+            xs, ys, pairs=pairs, debiased=debiased, per_token=per_token
+        )
 
     # Only layers that a pair uses are touched; each distinct one gets one Gram matrix.
     used = [xs[i] for i, _ in pairs] + [ys[j] for _, j in pairs]
     layers, positions = _distinct(used)
     indices = list(zip(positions[: len(pairs)], positions[len(pairs) :], strict=True))
-    parts = split_by_route(layers, indices, route, debiased)
+    parts = split_by_route(layers, indices, route, debiased, token_count(layers, per_token))
     results = [
-        _align(p.in_feature_space, p.pairs, debiased, [layers[i] for i in p.layers]) for p in parts
+        _align(p.in_feature_space, p.pairs, debiased, per_token, [layers[i] for i in p.layers])
+        for p in parts
     ]
+    if per_token:
+        results = [
+            (v.view(len(p.pairs), -1), f.view(len(p.pairs), -1))
+            for p, (v, f) in zip(parts, results, strict=True)
+        ]
     if len(results) == 1:
         values, flags = results[0]
         return values.to(dtype), flags
@@ -211,6 +235,7 @@ def cka_pairs(
     *,
     pairs: Sequence[tuple[int, int]] | None = None,
     debiased: bool = False,
+    per_token: bool = False,
     precision: str | None = None,
 ) -> Tensor:
     """Linear CKA of many pairs of layers in one native call.
@@ -239,13 +264,16 @@ def cka_pairs(
         Indices into xs and ys; ``zip(xs, ys)`` by default. A pair given twice counts twice.
     debiased : bool
         The debiased estimator; needs n >= 4.
+    per_token : bool
+        The layers are (n, T, ...) with one T, and every token is compared on its own: one CKA
+        for each pair and token.
     precision : {"highest", "high", "medium"}, optional
         As torch's float32 matmul precision, which is the default. CPUs always compute at
         "highest".
 
     Returns
     -------
-    Tensor, (P,)
+    Tensor, (P,), with per_token (P, T)
         float64 if every input is float64, else float32. Differentiable once in every input.
         A pair with a degenerate layer (constant features, or for the debiased estimator a
         Gram matrix without off-diagonal signal) is 0 with zero gradient; NaN or infinity in
@@ -256,7 +284,8 @@ def cka_pairs(
     ------
     TypeError, ValueError, IndexError
         Naming the argument, before any work: different n, n < 2 (debiased: n < 4), integer
-        or complex dtype, mixed devices, empty features, sparse tensors, a pair out of range.
+        or complex dtype, mixed devices, empty features, sparse tensors, a pair out of range;
+        per_token with layers that have no or different numbers of tokens.
 
     Examples
     --------
@@ -264,23 +293,37 @@ def cka_pairs(
     >>> x = torch.eye(4)
     >>> pyguide.cka_pairs([x, x], [2 * x, x[:, :2]])
     tensor([1.0000, 0.7746])
+    >>> tokens = torch.stack([x, x[:, [0, 1, 0, 1]]], dim=1)  # (4, 2, 4)
+    >>> pyguide.cka_pairs([tokens], [tokens.flip(1)], per_token=True)
+    tensor([[0.7746, 0.7746]])
     """
-    return cka_pairs_and_flags(xs, ys, pairs=pairs, debiased=debiased, precision=precision)[0]
+    return cka_pairs_and_flags(
+        xs, ys, pairs=pairs, debiased=debiased, per_token=per_token, precision=precision
+    )[0]
 
 
-def cka(x: Tensor, y: Tensor, *, debiased: bool = False, precision: str | None = None) -> Tensor:
+def cka(
+    x: Tensor,
+    y: Tensor,
+    *,
+    debiased: bool = False,
+    per_token: bool = False,
+    precision: str | None = None,
+) -> Tensor:
     """Linear CKA of two layers; see :func:`cka_pairs`.
 
     Parameters
     ----------
-    x, y : Tensor, (n, ...)
+    x, y : Tensor, (n, ...), with per_token (n, T, ...)
     debiased : bool
         The debiased estimator; needs n >= 4.
+    per_token : bool
+        One CKA for each of T tokens.
     precision : {"highest", "high", "medium"}, optional
 
     Returns
     -------
-    Tensor, ()
+    Tensor, (), with per_token (T,)
 
     Examples
     --------
@@ -290,8 +333,8 @@ def cka(x: Tensor, y: Tensor, *, debiased: bool = False, precision: str | None =
     tensor(1.)
     """
     check_precision(precision)
-    _check_layers(debiased, ("x", [x]), ("y", [y]))
-    return _checked_cka([x], [y], [(0, 0)], debiased)[0].squeeze(0)
+    _check_layers(debiased, ("x", [x]), ("y", [y]), per_token=per_token)
+    return _checked_cka([x], [y], [(0, 0)], debiased, per_token)[0].squeeze(0)
 
 
 def cka_matrix(
@@ -339,8 +382,10 @@ class CKALoss(torch.nn.Module):
         Indices into xs and ys; ``zip(xs, ys)`` by default.
     debiased : bool
         The debiased estimator; needs n >= 4.
+    per_token : bool
+        Compare every token of (n, T, ...) layers on its own.
     reduction : {"sum", "mean"}
-        Over the pairs. The paper of guidance sums.
+        Over the pairs and tokens. The paper of guidance sums.
     precision : {"highest", "high", "medium"}, optional
 
     Examples
@@ -357,6 +402,7 @@ class CKALoss(torch.nn.Module):
         *,
         pairs: Sequence[tuple[int, int]] | None = None,
         debiased: bool = False,
+        per_token: bool = False,
         reduction: str = "sum",
         precision: str | None = None,
     ):
@@ -366,17 +412,26 @@ class CKALoss(torch.nn.Module):
         check_precision(precision)
         self.pairs = None if pairs is None else integer_pairs(pairs)
         self.debiased = debiased
+        self.per_token = per_token
         self.reduction = reduction
         self.precision = precision
 
     def forward(self, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
         """Loss of layers xs against layers ys, each (n, ...): a scalar."""
         distances = 1 - cka_pairs(
-            xs, ys, pairs=self.pairs, debiased=self.debiased, precision=self.precision
+            xs,
+            ys,
+            pairs=self.pairs,
+            debiased=self.debiased,
+            per_token=self.per_token,
+            precision=self.precision,
         )
-        if self.reduction == "sum" or not len(distances):
+        if self.reduction == "sum" or not distances.numel():
             return distances.sum()
         return distances.mean()
 
     def extra_repr(self) -> str:
-        return f"pairs={self.pairs}, debiased={self.debiased}, reduction={self.reduction!r}"
+        return (
+            f"pairs={self.pairs}, debiased={self.debiased}, per_token={self.per_token}, "
+            f"reduction={self.reduction!r}"
+        )

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyguide.ops.native import result_dtype
+from pyguide.ops.native import result_dtype, token_count
 
 __all__ = ["backward", "fake_saved", "forward", "products_of"]
 
@@ -88,11 +88,25 @@ class _Inner:
         return self.traces[j] / ((n - 1) * (n - 2)) - n / (n - 2) * self.row_norms[j]
 
 
+def _tokens(layers: list[Tensor]) -> list[list[Tensor]]:
+    """The layers (n, T, ...) token by token: T lists of layers."""
+    return [list(token) for token in zip(*(x.unbind(1) for x in layers), strict=True)]
+
+
 @torch.no_grad()
 def forward(
-    layers: list[Tensor], left: list[int], right: list[int], debiased: bool
+    layers: list[Tensor], left: list[int], right: list[int], debiased: bool, per_token: bool
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Values (P,) float64, degenerate flags (P,) bool, and the products for the gradient."""
+    """Values (P T,) float64, degenerate flags (P T,) bool, and the products for the gradient."""
+    if per_token:
+        values_of, flags_of, saved_of = zip(
+            *(forward(x, left, right, debiased, False) for x in _tokens(layers)), strict=True
+        )
+        return (
+            torch.stack(values_of, dim=1).flatten(),
+            torch.stack(flags_of, dim=1).flatten(),
+            [torch.stack(products) for products in zip(*saved_of, strict=True)],
+        )
     x = [_centered(layer, debiased) for layer in layers]
     keys = products_of(len(layers), left, right)
     products = {(i, j): _product(x[i], x[j]) for i, j in keys}
@@ -117,11 +131,15 @@ def forward(
     )
 
 
-def fake_saved(layers: list[Tensor], left: list[int], right: list[int]) -> list[Tensor]:
+def fake_saved(
+    layers: list[Tensor], left: list[int], right: list[int], per_token: bool
+) -> list[Tensor]:
     """Shapes of what :func:`forward` saves."""
-    features = [x.numel() // x.size(0) for x in layers]
+    tokens = token_count(layers, per_token)
+    features = [x.numel() // (x.size(0) * tokens) for x in layers]
+    batch = (tokens,) if per_token else ()
     return [
-        layers[0].new_empty((features[i], features[j]), dtype=torch.float64)
+        layers[0].new_empty((*batch, features[i], features[j]), dtype=torch.float64)
         for i, j in products_of(len(layers), left, right)
     ]
 
@@ -137,11 +155,24 @@ def backward(
     right: list[int],
     wanted: list[int],
     debiased: bool,
+    per_token: bool,
 ) -> list[Tensor]:
     """Gradient of ``(grad * values).sum()`` in each wanted layer."""
+    if per_token:
+        grads = [torch.empty_like(layers[w]) for w in wanted]
+        of_pairs = [t.view(len(left), -1) for t in (grad, values, degenerate)]
+        for t, token in enumerate(_tokens(layers)):
+            grad, values, degenerate = (of_pair[:, t] for of_pair in of_pairs)
+            kept = [product[t] for product in saved]
+            computed = backward(
+                grad, values, degenerate, kept, token, left, right, wanted, debiased, False
+            )
+            for of_layer, of_token in zip(grads, computed, strict=True):
+                of_layer[:, t] = of_token
+        return grads
     x = [_centered(layer, debiased) for layer in layers]
-    products = dict(zip(products_of(len(layers), left, right), saved, strict=True))
-    inner = _Inner(x, products, debiased)
+    product_of = dict(zip(products_of(len(layers), left, right), saved, strict=True))
+    inner = _Inner(x, product_of, debiased)
     norms = [inner(i, i) for i in range(len(layers))]
     # scales[i][j]: the coefficient, in the gradient of X_i, of half the derivative of
     # <K°_i, K°_j> with X_j fixed.
@@ -162,7 +193,7 @@ def backward(
     for w in wanted:
         total = torch.zeros_like(x[w])
         for j, scale in scales[w].items():
-            product = products[j, w] if j <= w else products[w, j].T
+            product = product_of[j, w] if j <= w else product_of[w, j].T
             with torch.autocast("cpu", enabled=False):
                 total.addmm_(x[j].to(total.dtype), (scale * product).to(total.dtype))
             if debiased:

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from pyguide.ops.views import DTYPE_CODES
 
-__all__ = ["check_layers", "check_pairs", "check_precision", "has_native_backend", "integer_pairs"]
+__all__ = [
+    "check_layers",
+    "check_pairs",
+    "check_precision",
+    "check_tokens",
+    "has_native_backend",
+    "integer_pairs",
+]
 
 _PRECISIONS = ("highest", "high", "medium")
 
@@ -51,6 +58,25 @@ def check_layers(
                 raise ValueError(
                     f"all layers must be on one device: {first_name} is on {first.device}, "
                     f"{_name(argument, index)} is on {device}"
+                )
+
+
+def check_tokens(groups: Iterable[tuple[str, Sequence[Tensor]]]) -> None:
+    """Raise unless all layers are (n, T, ...) with one T; after :func:`check_layers`."""
+    first: int | None = None
+    for argument, layers in groups:
+        for index, x in enumerate(layers):
+            if x.dim() < 2:
+                raise ValueError(
+                    f"per_token needs layers of shape (n, T, ...): {_name(argument, index)} has "
+                    f"shape {tuple(x.shape)}"
+                )
+            if first is None:
+                first, first_name = x.size(1), _name(argument, index)
+            if x.size(1) != first:
+                raise ValueError(
+                    f"per_token needs the same number of tokens in all layers: {first_name} has "
+                    f"{first}, {_name(argument, index)} has {x.size(1)} (shape {tuple(x.shape)})"
                 )
 
 

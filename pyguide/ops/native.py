@@ -23,6 +23,7 @@ __all__ = [
     "gram",
     "result_dtype",
     "symmetrize",
+    "token_count",
 ]
 
 # `enum class Centering` in csrc/core/matrix_view.h.
@@ -37,11 +38,19 @@ def result_dtype(layers: Sequence[Tensor]) -> torch.dtype:
     return torch.float64 if all(x.dtype == torch.float64 for x in layers) else torch.float32
 
 
-def _gram(layers: Sequence[Tensor], centering: int) -> tuple[Tensor, Tensor]:
+def token_count(layers: Sequence[Tensor], per_token: bool) -> int:
+    """How many matrices each of the layers is: its tokens if they are compared one by one."""
+    return layers[0].size(1) if per_token else 1
+
+
+def _gram(
+    layers: Sequence[Tensor], centering: int, per_token: bool = False
+) -> tuple[Tensor, Tensor]:
     n = layers[0].size(0)
-    grams = torch.empty((len(layers), n, n), dtype=result_dtype(layers))
-    stats = torch.empty((len(layers), 2), dtype=torch.float64)
-    views, owners = zip(*map(view_of, layers), strict=True)
+    count = len(layers) * token_count(layers, per_token)
+    grams = torch.empty((count, n, n), dtype=result_dtype(layers))
+    stats = torch.empty((count, 2), dtype=torch.float64)
+    views, owners = zip(*(view_of(x, per_token) for x in layers), strict=True)
     _native.gram(
         views,
         centering,
@@ -62,21 +71,27 @@ def gram(layers: Sequence[Tensor], *, center: bool) -> Tensor:
 
 
 class Alignment(NamedTuple):
-    """CKA of P pairs, and what its gradient needs."""
+    """CKA of P pairs of T tokens, and what its gradient needs; T is 1 for whole layers."""
 
-    values: Tensor  # (P,) float64
-    degenerate: Tensor  # (P,) bool
-    grams: Tensor  # (L, n, n), centred
-    stats: Tensor  # (L, 2) float64: tr(Kc), ||K°||^2
+    values: Tensor  # (P T,) float64
+    degenerate: Tensor  # (P T,) bool
+    grams: Tensor  # (L T, n, n), centred
+    stats: Tensor  # (L T, 2) float64: tr(Kc), ||K°||^2
 
 
 def alignment(
-    layers: Sequence[Tensor], left: Sequence[int], right: Sequence[int], *, debiased: bool
+    layers: Sequence[Tensor],
+    left: Sequence[int],
+    right: Sequence[int],
+    *,
+    debiased: bool,
+    per_token: bool = False,
 ) -> Alignment:
     """Centre each layer's Gram once and align the pairs ``(left[p], right[p])``."""
-    grams, stats = _gram(layers, _U if debiased else _H)
-    values = torch.empty(len(left), dtype=torch.float64)
-    degenerate = torch.empty(len(left), dtype=torch.bool)
+    grams, stats = _gram(layers, _U if debiased else _H, per_token)
+    tokens = token_count(layers, per_token)
+    values = torch.empty(len(left) * tokens, dtype=torch.float64)
+    degenerate = torch.empty(len(left) * tokens, dtype=torch.bool)
     _native.alignment(
         grams.data_ptr(),
         DTYPE_CODES[grams.dtype],
@@ -85,6 +100,7 @@ def alignment(
         stats.data_ptr(),
         left,
         right,
+        tokens,
         values.data_ptr(),
         degenerate.data_ptr(),
         torch.get_num_threads(),
@@ -100,12 +116,14 @@ def alignment_backward(
     left: Sequence[int],
     right: Sequence[int],
     wanted: Sequence[int],
+    per_token: bool = False,
 ) -> list[Tensor]:
     """Gradient of ``(grad * values).sum()`` in each wanted layer, in its dtype and strides."""
     grams = forward.grams
     n = grams.size(1)
+    tokens = token_count(layers, per_token)
     grad = grad.to(torch.float64).contiguous()
-    coefficients = torch.empty((len(wanted), n, n), dtype=grams.dtype)
+    coefficients = torch.empty((len(wanted) * tokens, n, n), dtype=grams.dtype)
     _native.coefficients(
         grams.data_ptr(),
         DTYPE_CODES[grams.dtype],
@@ -114,6 +132,7 @@ def alignment_backward(
         forward.stats.data_ptr(),
         left,
         right,
+        tokens,
         forward.values.data_ptr(),
         forward.degenerate.data_ptr(),
         grad.data_ptr(),
@@ -122,7 +141,7 @@ def alignment_backward(
         torch.get_num_threads(),
         instruction_set,
     )
-    return apply(coefficients, [layers[w] for w in wanted], shifted=True)
+    return apply(coefficients, [layers[w] for w in wanted], shifted=True, per_token=per_token)
 
 
 def symmetrize(grads: Tensor, *, center: bool) -> Tensor:
@@ -143,10 +162,12 @@ def symmetrize(grads: Tensor, *, center: bool) -> Tensor:
     return out
 
 
-def apply(coefficients: Tensor, layers: Sequence[Tensor], *, shifted: bool) -> list[Tensor]:
+def apply(
+    coefficients: Tensor, layers: Sequence[Tensor], *, shifted: bool, per_token: bool = False
+) -> list[Tensor]:
     """``A_l (X_l - s_l)`` for symmetric A (L, n, n), in each layer's dtype and strides."""
     outs = [torch.empty_like(x) for x in layers]
-    matched = [matched_views(x, out) for x, out in zip(layers, outs, strict=True)]
+    matched = [matched_views(x, out, per_token) for x, out in zip(layers, outs, strict=True)]
     _native.apply(
         coefficients.data_ptr(),
         DTYPE_CODES[coefficients.dtype],

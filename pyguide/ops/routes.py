@@ -11,8 +11,8 @@ __all__ = ["Part", "split_by_route"]
 
 _ROUTES = ("auto", "sample", "feature")
 
-# Below this many multiply-adds either way is a matter of microseconds, and the sample route is
-# a single native call.
+# Below this many multiply-adds (for each token, where tokens are compared one by one) either way is
+# a matter of microseconds, and the sample route is a single native call.
 _SMALL = 1 << 22
 
 
@@ -42,11 +42,11 @@ def _connected_sets(count: int, pairs: list[tuple[int, int]]) -> list[int]:
 
 
 def _feature_space_is_less(
-    layers: list[Tensor], pairs: list[tuple[int, int]], debiased: bool
+    layers: list[Tensor], pairs: list[tuple[int, int]], debiased: bool, tokens: int
 ) -> bool:
     """Compare multiply-adds; one in float64 counts twice, and debiased features need those."""
     n = layers[0].size(0)
-    features = [x.numel() // n for x in layers]
+    features = [x.numel() // (n * tokens) for x in layers]
     wanted = [x.requires_grad for x in layers]
     times = [2 if x.dtype == torch.float64 else 1 for x in layers]
     sample = feature = 0
@@ -67,23 +67,30 @@ def _feature_space_is_less(
 
 
 def split_by_route(
-    layers: list[Tensor], pairs: list[tuple[int, int]], route: str, debiased: bool
+    layers: list[Tensor],
+    pairs: list[tuple[int, int]],
+    route: str,
+    debiased: bool,
+    tokens: int = 1,
 ) -> list[Part]:
-    """Split pairs into at most two parts, one a route; layers in connected pairs stay together."""
+    """Split pairs into at most two parts, one a route; layers in connected pairs stay together.
+
+    ``tokens`` is how many matrices each layer is.
+    """
     if route not in _ROUTES:
         raise ValueError(f"route must be one of {_ROUTES}, got {route!r}")
     everything = list(range(len(layers)))
     if route != "auto":
         return [Part(route == "feature", everything, pairs, list(range(len(pairs))))]
     n = layers[0].size(0)
-    if all(x.numel() >= n * n for x in layers):  # d >= n: the Gram matrix is the smaller
+    if all(x.numel() >= n * n * tokens for x in layers):  # d >= n: the Gram matrix is the smaller
         return [Part(False, everything, pairs, list(range(len(pairs))))]
     roots = _connected_sets(len(layers), pairs)
     in_feature_space: dict[int, bool] = {}
     for root in set(roots):
         part = _part(False, [i for i in everything if roots[i] == root], pairs)
         in_feature_space[root] = _feature_space_is_less(
-            [layers[i] for i in part.layers], part.pairs, debiased
+            [layers[i] for i in part.layers], part.pairs, debiased, tokens
         )
     parts = [
         _part(choice, [i for i in everything if in_feature_space[roots[i]] == choice], pairs)

@@ -1,4 +1,4 @@
-"""How a tensor of shape (n, ...) is seen as an n x d matrix without a copy."""
+"""How a tensor of shape (n, ...) is seen as one n x d matrix, or as one a token, without a copy."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ __all__ = ["DTYPE_CODES", "MatrixView", "matched_views", "view_of"]
 DTYPE_CODES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
-# What the native code needs to know of a matrix: pointer, dtype code, rows, columns, and the
-# strides of both in elements. A plain tuple: there may be hundreds of layers in a call.
-MatrixView = tuple[int, int, int, int, int, int]
+# What the native code needs to know of a layer: pointer, dtype code, rows, columns, the strides
+# of both in elements, the number of tokens (1 for a layer that is compared as a whole) and their
+# stride. A plain tuple: there may be hundreds of layers in a call.
+MatrixView = tuple[int, int, int, int, int, int, int, int]
 
 
 class _Collapsed(NamedTuple):
@@ -24,14 +25,14 @@ class _Collapsed(NamedTuple):
     order: tuple[int, ...]
 
 
-def _collapse(x: Tensor) -> _Collapsed | None:
+def _collapse(x: Tensor, first_axis: int) -> _Collapsed | None:
     """Collapse the feature axes of x in memory order, or None if they need a copy.
 
     Any order will do for a Gram matrix, so a channels_last tensor and ``x[:, t, :]`` of
     an (n, T, d) tensor are matrices as they are.
     """
     shape, strides = x.shape, x.stride()
-    axes = sorted((strides[a], a) for a in range(1, len(shape)) if shape[a] > 1)
+    axes = sorted((strides[a], a) for a in range(first_axis, len(shape)) if shape[a] > 1)
     if not axes:
         return _Collapsed(1, 1, ())
     col_stride = axes[0][0]
@@ -43,50 +44,64 @@ def _collapse(x: Tensor) -> _Collapsed | None:
     return _Collapsed(expected // col_stride, col_stride, tuple(axis for _, axis in axes))
 
 
-def _matrix(x: Tensor) -> MatrixView | None:
+def _matrix(x: Tensor, per_token: bool) -> MatrixView | None:
     """The view of an (n, d) matrix, for which nothing needs collapsing; None for others."""
     shape, strides = x.shape, x.stride()
-    if len(shape) != 2 or strides[1] == 0:
+    if len(shape) != 2 or strides[1] == 0 or per_token:
         return None
-    return (x.data_ptr(), DTYPE_CODES[x.dtype], shape[0], shape[1], strides[0], strides[1])
+    return (x.data_ptr(), DTYPE_CODES[x.dtype], shape[0], shape[1], strides[0], strides[1], 1, 0)
 
 
-def _view(x: Tensor, collapsed: _Collapsed) -> MatrixView:
-    return (
+def _collapsed_view(x: Tensor, per_token: bool) -> tuple[MatrixView, tuple[int, ...]] | None:
+    """The view and the order of the feature axes in memory; None if it takes a copy."""
+    shape, strides = x.shape, x.stride()
+    tokens, token_stride = (shape[1], strides[1]) if per_token else (1, 0)
+    collapsed = _collapse(x, 2 if per_token else 1)
+    if collapsed is None or (tokens > 1 and token_stride == 0):
+        return None
+    view = (
         x.data_ptr(),
         DTYPE_CODES[x.dtype],
-        x.size(0),
+        shape[0],
         collapsed.cols,
-        x.stride(0),
+        strides[0],
         collapsed.col_stride,
+        tokens,
+        token_stride,
     )
+    return view, collapsed.order
 
 
-def view_of(x: Tensor) -> tuple[MatrixView, Tensor]:
-    """The matrix view of x, and the tensor that owns the memory: x or one copy of it."""
-    matrix = _matrix(x)
+def view_of(x: Tensor, per_token: bool = False) -> tuple[MatrixView, Tensor]:
+    """The view of x, and the tensor that owns the memory: x or one copy of it.
+
+    ``per_token`` makes the second axis of x, (n, T, ...), the tokens.
+    """
+    matrix = _matrix(x, per_token)
     if matrix is not None:
         return matrix, x
-    collapsed = _collapse(x)
-    if collapsed is None:
+    found = _collapsed_view(x, per_token)
+    if found is None:
         x = x.contiguous()
-        collapsed = _collapse(x)
-        assert collapsed is not None
-    return _view(x, collapsed), x
+        found = _collapsed_view(x, per_token)
+        assert found is not None
+    return found[0], x
 
 
-def matched_views(x: Tensor, out: Tensor) -> tuple[MatrixView, MatrixView, Tensor, Tensor]:
+def matched_views(
+    x: Tensor, out: Tensor, per_token: bool = False
+) -> tuple[MatrixView, MatrixView, Tensor, Tensor]:
     """Views of x and out with the features in the same order, and the tensors that own them.
 
     If they cannot be viewed alike, both are contiguous copies; the caller copies the
     result back when the last tensor returned is not ``out``.
     """
-    x_matrix, out_matrix = _matrix(x), _matrix(out)
+    x_matrix, out_matrix = _matrix(x, per_token), _matrix(out, per_token)
     if x_matrix is not None and out_matrix is not None:
         return x_matrix, out_matrix, x, out
-    x_collapsed, out_collapsed = _collapse(x), _collapse(out)
-    if x_collapsed and out_collapsed and x_collapsed.order == out_collapsed.order:
-        return _view(x, x_collapsed), _view(out, out_collapsed), x, out
-    x_view, x = view_of(x.contiguous())
-    out_view, out = view_of(torch.empty_like(out, memory_format=torch.contiguous_format))
+    x_found, out_found = _collapsed_view(x, per_token), _collapsed_view(out, per_token)
+    if x_found and out_found and x_found[1] == out_found[1]:
+        return x_found[0], out_found[0], x, out
+    x_view, x = view_of(x.contiguous(), per_token)
+    out_view, out = view_of(torch.empty_like(out, memory_format=torch.contiguous_format), per_token)
     return x_view, out_view, x, out

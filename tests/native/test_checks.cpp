@@ -46,10 +46,10 @@ TEST(thread_counts_are_checked) {
 TEST(layers_are_checked) {
   const Matrix matrix(DType::kFloat32, 8, 3);
   const MatrixView good = matrix.view();
-  check_layer(good, 8);
+  check_layer({good}, 8);
   const auto fails = [&](const MatrixView& view, const char* message) {
-    check_fails([&] { check_layer(view, 8); }, message);
-    check_fails([&] { check_output(view, 8); }, message);
+    check_fails([&] { check_layer({view}, 8); }, message);
+    check_fails([&] { check_output({view}, 8); }, message);
   };
   const auto changed = [&](auto change) {
     MatrixView view = good;
@@ -73,7 +73,7 @@ TEST(layers_are_checked) {
   fails(changed([](MatrixView& v) { v.col_stride = kHuge; }), "beyond the address space");
   fails(changed([](MatrixView& v) { v.row_stride = v.col_stride = kHuge / 9; }),
         "beyond the address space");
-  check_fails([&] { check_layer(changed([](MatrixView& v) { v.rows = 0; }), 0); }, "n must be");
+  check_fails([&] { check_layer({changed([](MatrixView& v) { v.rows = 0; })}, 0); }, "n must be");
 }
 
 TEST(overlapping_outputs_are_refused) {
@@ -82,11 +82,11 @@ TEST(overlapping_outputs_are_refused) {
   const auto with_strides = [&](int64_t row, int64_t col) {
     view.row_stride = row;
     view.col_stride = col;
-    return [&] { check_output(view, 8); };
+    return [&] { check_output({view}, 8); };
   };
   for (const auto& [row, col] : {std::pair{0, 1}, {1, 0}, {2, 1}, {1, 7}, {0, 0}, {1, 1}}) {
     check_fails(with_strides(row, col), "overlap");
-    check_layer(view, 8);  // an input may
+    check_layer({view}, 8);  // an input may
   }
   for (const auto& [row, col] : {std::pair{3, 1}, {1, 8}, {4, 1}, {5, 2}}) {
     with_strides(row, col)();
@@ -94,11 +94,45 @@ TEST(overlapping_outputs_are_refused) {
   for (DType dtype : kDTypes) {
     for (int layout = 0; layout < 4; ++layout) {
       for (int64_t cols : {1, 4}) {
-        check_output(Matrix(dtype, 5, cols, static_cast<Layout>(layout)).view(), 5);
-        check_output(Matrix(dtype, 1, cols, static_cast<Layout>(layout)).view(), 1);
+        check_output({Matrix(dtype, 5, cols, static_cast<Layout>(layout)).view()}, 5);
+        check_output({Matrix(dtype, 1, cols, static_cast<Layout>(layout)).view()}, 1);
       }
     }
   }
+}
+
+TEST(tokens_are_checked) {
+  const Matrix matrix(DType::kFloat32, 8, 12);
+  MatrixView token = matrix.view();  // 4 tokens of 3 features, 12 elements a sample
+  token.cols = 3;
+  const auto fails = [&](const MatrixBatch& batch, const char* message) {
+    check_fails([&] { check_layer(batch, 8); }, message);
+    check_fails([&] { check_output(batch, 8); }, message);
+  };
+  fails({token, 0, 3}, "no tokens");
+  fails({token, -1, 3}, "no tokens");
+  fails({token, 4, -3}, "negative");
+  fails({token, kHuge, 3}, "beyond the address space");
+  fails({token, 4, kHuge / 2}, "beyond the address space");
+  check_layer({token, 4, 3}, 8);
+  check_output({token, 4, 3}, 8);
+  for (int64_t stride : {0, 1, 2, 12}) {
+    check_layer({token, 4, stride}, 8);
+    check_fails([&] { check_output({token, 4, stride}, 8); }, "overlap");
+    check_output({token, 1, stride}, 8);
+  }
+  // Tokens outside the samples, as in a (T, n, d) tensor.
+  token.row_stride = 3;
+  check_output({token, 4, 24}, 8);
+  check_fails([&] { check_output({token, 4, 23}, 8); }, "overlap");
+}
+
+TEST(a_batch_steps_from_token_to_token) {
+  const Matrix matrix(DType::kFloat64, 2, 6);
+  const MatrixBatch batch{matrix.view(), 3, 2};
+  CHECK(batch[0].data == matrix.view().data, "first");
+  CHECK(batch[2].data == static_cast<double*>(matrix.view().data) + 4, "third");
+  CHECK(batch[2].rows == 2 && batch[2].row_stride == matrix.view().row_stride, "shape");
 }
 
 TEST(stacks_are_checked) {
