@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pyguide.experiments import UserError
-from pyguide.experiments.mnist5000 import mnist5000
+from pyguide.experiments.data.mnist5000 import mnist5000
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_a_killed_parent_takes_its_jobs_with_it(tmp_path):
     pid_file = tmp_path / "pid"
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from test_processes import ScriptedJob, Task, run_scripted\n"
+        "from test_job_processes import ScriptedJob, Task, run_scripted\n"
         "if __name__ == '__main__':\n"
         "    nothing = lambda *_: None\n"
         "    tasks = [Task('sleeps', ScriptedJob(sys.argv[2], 'sleep'))]\n"
