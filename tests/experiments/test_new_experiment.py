@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import pytest
 import torch
@@ -23,7 +22,6 @@ SYMBOLS = 5
 @dataclass(frozen=True)
 class NextSymbolConfig(Config):
     hidden: int = option(8, "units of the hidden layer", least=1)
-    lr: ClassVar = {"alone": 1e-2, "guided": 1e-2, "few": 1e-2}
 
 
 class NextSymbol(Setting[NextSymbolConfig]):
@@ -36,7 +34,11 @@ class NextSymbol(Setting[NextSymbolConfig]):
         Arm("few", "small batches", changes={"batch_size": 16}, baseline="alone"),
     )
     config = NextSymbolConfig(
-        arms=("alone", "guided", "few"), seeds=(1,), lr=NextSymbolConfig.lr, epochs=2, batch_size=64
+        arms=("alone", "guided", "few"),
+        seeds=(1,),
+        lr={"alone": 1e-2, "guided": 1e-2, "few": 1e-2},
+        epochs=2,
+        batch_size=64,
     )
 
     def data(self, config, cache):

@@ -121,6 +121,8 @@ class ImageSplit(Dataset[Any]):
             sampler=keys,
             drop_last=drop_last,
             num_workers=self.loaders,
+            # Jobs are spawned, and would spawn these too: seconds for each pass over a split.
+            multiprocessing_context="fork" if self.loaders else None,
             pin_memory=torch.device(self.device).type == "cuda",
             generator=torch.Generator(),  # Else it draws from the stream that dropout uses.
         )
