@@ -48,7 +48,7 @@ def plot_curves(
     loss, score = figure.subplots(1, 2)
     colors: Sequence[Any] = _COLORS
     if len(arms) > len(colors):
-        colors = matplotlib.colormaps["turbo"].resampled(len(arms))(range(len(arms)))
+        colors = list(matplotlib.colormaps["turbo"].resampled(len(arms))(range(len(arms))))
     handles = []
     for index, arm in enumerate(arms):
         color = colors[index]
