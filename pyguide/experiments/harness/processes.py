@@ -9,48 +9,22 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any
 
 from pyguide.experiments.errors import UserError
-from pyguide.experiments.mnist1d import Data
+from pyguide.experiments.harness.progress import Job, Progress, Task
 
-__all__ = ["Job", "Progress", "Task", "run_tasks", "worker_count"]
-
-
-class Job(Protocol):
-    """Work for one process; picklable."""
-
-    @property
-    def name(self) -> str:
-        """What messages call the job."""
-
-    @property
-    def epochs(self) -> int:
-        """Number of reports to expect."""
-
-    def run(self, data: Data, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """Do the work, reporting a record an epoch, and return the result."""
+__all__ = ["run_tasks", "worker_count"]
 
 
-@dataclass(frozen=True)
-class Task:
-    """A job, and the task (by key) whose success it needs first."""
-
-    key: str
-    job: Job
-    needs: str | None = None
-    cost: float = 1.0  # of one epoch, relative to the other tasks; for the time left
-
-
-def worker_count(workers: int | None, threads: int) -> int:
-    """``workers``, by default as many as have a core for each of their threads.
+def worker_count(workers: int | None, threads: int, device: str = "cpu") -> int:
+    """``workers``, by default as many as have a core for each of their threads; on a GPU one.
 
     Raises
     ------
@@ -58,7 +32,7 @@ def worker_count(workers: int | None, threads: int) -> int:
         If ``workers`` is below 1.
     """
     if workers is None:
-        return max(1, _available_cores() // threads)
+        return max(1, _available_cores() // threads) if device == "cpu" else 1
     if workers < 1:
         raise UserError(f"--workers: expected at least 1, got {workers}")
     return workers
@@ -72,7 +46,6 @@ def _available_cores() -> int:
 
 def run_tasks(
     tasks: Sequence[Task],
-    data: Path,
     *,
     workers: int,
     threads: int,
@@ -86,9 +59,6 @@ def run_tasks(
     ----------
     tasks : sequence of Task
         A need that is not among them counts as met.
-    data : Path
-        File of :class:`~pyguide.experiments.mnist1d.Data` that every job gets. Not the
-        arrays: a process that dies before it has read large arguments blocks its parent.
     workers, threads : int
         Processes at a time, and torch threads in each.
     on_epoch, on_result : callable
@@ -111,7 +81,8 @@ def run_tasks(
 
     def start(task: Task) -> None:
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(task.job, data, threads, sender), daemon=True)
+        # No daemon: those may not have processes of their own, which read images.
+        process = context.Process(target=_work, args=(task.job, threads, sender))
         with _interrupts_ignored():
             process.start()
         sender.close()
@@ -142,12 +113,21 @@ def run_tasks(
                     on_epoch(task, value)
                     progress.advance(task)
                     continue
+                if kind == "restored":
+                    for record in value:
+                        on_epoch(task, record)
+                    progress.restored(task, len(value))
+                    continue
+                if kind == "note":
+                    progress.message(f"{task.job.name}: {value}")
+                    continue
                 del running[receiver]
                 receiver.close()
                 process.join()
                 if kind == "result":
                     done.add(task.key)
                     on_result(task, value)
+                    progress.skip(task)  # A run that diverged ends early.
                 else:
                     fail(task, value)
                 start_ready()
@@ -170,13 +150,30 @@ def _receive(receiver: Connection, process: Any) -> tuple[str, Any]:
         return "error", f"its process ended early (exit code {process.exitcode})"
 
 
-def _work(job: Job, data: Path, threads: int, sender: Connection) -> None:
+class _PipeReport:
+    """A job's report to the parent process."""
+
+    def __init__(self, sender: Connection) -> None:
+        self._sender = sender
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        self._sender.send(("epoch", record))
+
+    def restored(self, records: list[dict[str, Any]]) -> None:
+        self._sender.send(("restored", records))
+
+    def note(self, text: str) -> None:
+        self._sender.send(("note", text))
+
+
+def _work(job: Job, threads: int, sender: Connection) -> None:
     """Body of a worker process."""
     import torch
 
+    _end_with_parent()
     torch.set_num_threads(threads)
     try:
-        result = job.run(Data.load(data), lambda record: sender.send(("epoch", record)))
+        result = job.run(_PipeReport(sender))
         sender.send(("result", result))
     except BrokenPipeError:
         return  # The parent is gone: nobody wants the result.
@@ -184,6 +181,18 @@ def _work(job: Job, data: Path, threads: int, sender: Connection) -> None:
         where = traceback.extract_tb(error.__traceback__)[-1]
         at = f"{Path(where.filename).name}:{where.lineno}"
         sender.send(("error", f"{type(error).__name__}: {error} [{at}]"))
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent dies, even by a signal: a folder has one writer."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
@@ -194,50 +203,3 @@ def _interrupts_ignored() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-class Progress:
-    """A bar with the time left on a terminal; elsewhere nothing but the messages.
-
-    Parameters
-    ----------
-    tasks : sequence of Task
-        All that will run; their epochs, weighted by cost, are the bar's length.
-    stream : text file
-        Where the bar and the messages go; standard error by default.
-    """
-
-    def __init__(self, tasks: Sequence[Task], stream: TextIO | None = None) -> None:
-        from tqdm import tqdm
-
-        self._stream = sys.stderr if stream is None else stream
-        self._left = {task.key: task.job.epochs for task in tasks}
-        self._bar = tqdm(
-            total=sum(task.job.epochs * task.cost for task in tasks),
-            file=self._stream,
-            disable=not self._stream.isatty(),
-            leave=False,
-            smoothing=0,  # Parallel jobs report in bursts: the mean rate predicts best.
-            bar_format="{percentage:3.0f} % |{bar:30}| {elapsed} elapsed, {remaining} left",
-        )
-
-    def advance(self, task: Task) -> None:
-        """One epoch of the task is done."""
-        self._left[task.key] -= 1
-        self._bar.update(task.cost)
-
-    def skip(self, task: Task) -> None:
-        """The rest of the task will not run."""
-        self._bar.total -= self._left[task.key] * task.cost
-
-    def refresh(self) -> None:
-        """Redraw, so that the clock runs between epochs."""
-        self._bar.refresh()
-
-    def message(self, text: str) -> None:
-        """Print a line above the bar."""
-        self._bar.write(text, file=self._stream)
-
-    def close(self) -> None:
-        """Remove the bar."""
-        self._bar.close()
