@@ -25,7 +25,7 @@ except ImportError as error:
 from pyguide import distances
 from pyguide._version import __version__
 from pyguide.backends import Backend, backends
-from pyguide.guidance import Guidance, LayerInfo, list_layers
+from pyguide.guidance import Guidance, LayerInfo, Pair, list_layers
 from pyguide.ops import CKALoss, cka, cka_matrix, cka_pairs, gram
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "CKALoss",
     "Guidance",
     "LayerInfo",
+    "Pair",
     "__version__",
     "backends",
     "cka",

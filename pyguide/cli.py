@@ -21,6 +21,7 @@ EXAMPLES = """examples:
   pyguide train deep-fcn                  the deep-FCN experiment, about six minutes
   pyguide train deep-fcn --quick          the same in half a minute
   pyguide train deep-fcn --help           every option of an experiment
+  pyguide train --list                    the experiments
   pyguide bench --quick                   does every benchmark work?
   pyguide bench --help                    benchmarks against other libraries
 """

@@ -253,6 +253,25 @@ def test_autocast_does_not_reach_inside(dtype: torch.dtype) -> None:
         assert torch.equal(plain, cast) and torch.equal(plain_grad, cast_grad)
 
 
+def test_a_lower_matmul_precision_does_not_reach_inside() -> None:
+    """In feature space torch multiplies: in float64 where its float32 may become bfloat16."""
+    x, y = torch.randn(1000, 30), torch.randn(1000, 20)
+
+    def gradient(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        x = x.clone().requires_grad_()
+        value, _ = cka_pairs_and_flags([x], [y], route="feature")
+        return torch.autograd.grad(value.sum(), x)[0]
+
+    exact = gradient(x.double(), y.double()).float()
+    before = torch.get_float32_matmul_precision()
+    assert not torch.equal(gradient(x, y), exact)  # float32 products: so the last digits differ
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert torch.equal(gradient(x, y), exact)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_large_upstream_gradient_meets_half_only_at_the_end(relative_error) -> None:
     # A GradScaler's 65536 must multiply in float32: the bare gradient is far below half's range.
     x = torch.randn(256, 4000).half().requires_grad_()

@@ -52,11 +52,11 @@ def test_the_measurements_are_the_references():
         "pyguide": pyguide,
         "x": torch.randn(32, 3, 8),
         "y": torch.randn(32, 50),
-        "xs": [torch.randn(32, width) for width in (8, 20, 5)],
-        "ys": [torch.randn(32, width) for width in (9, 40, 6)],
+        "xs": [torch.randn(32, 4, width) for width in (8, 20, 5)],
+        "ys": [torch.randn(32, 4, width) for width in (9, 40, 6)],
     }
     calls = [statement.value for statement in ast.parse(block).body]
-    assert len(calls) == 6
+    assert len(calls) == 7
     reference = SimpleNamespace(**vars(pyguide.reference), CKALoss=reference_loss)
     for call in calls:
         expected = value(call, {**names, "pyguide": reference})

@@ -20,6 +20,8 @@ class Distance(ABC):
 
     #: Short name, used in log keys.
     name: str
+    #: Fewest samples that it is defined for.
+    min_samples: int = 2
 
     @abstractmethod
     def __call__(

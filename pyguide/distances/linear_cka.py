@@ -51,6 +51,7 @@ class LinearCKA(Distance):
     def __init__(self, *, debiased: bool = False) -> None:
         self.debiased = debiased
         self.name = "debiased_cka" if debiased else "cka"
+        self.min_samples = 4 if debiased else 2
         self._warned = False
 
     def __repr__(self) -> str:

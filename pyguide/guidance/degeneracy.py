@@ -24,13 +24,24 @@ class DegeneracyWarner:
         self._warned: set[tuple[str, str]] = set()
         self._host: Tensor | None = None
         self._copied: torch.cuda.Event | None = None
+        self._pending: tuple[Tensor, Sequence[tuple[str, str]]] | None = None
 
     def update(self, flags: Tensor, pairs: Sequence[tuple[str, str]]) -> None:
         """Look at the (P,) flags of `pairs`."""
-        if flags.device.type == "cpu":
+        if torch.compiler.is_compiling():
+            # A graph cannot depend on values: see check_pending.
+            self._pending = flags, pairs
+        elif flags.device.type == "cpu":
             self._warn(flags, pairs)
         elif flags.is_cuda and not torch.cuda.is_current_stream_capturing():
             self._update_cuda(flags, pairs)
+
+    def check_pending(self) -> None:
+        """Look at the flags that compiled code left."""
+        if self._pending is not None:
+            flags, pairs = self._pending
+            self._pending = None
+            self.update(flags, pairs)
 
     def _update_cuda(self, flags: Tensor, pairs: Sequence[tuple[str, str]]) -> None:
         if self._host is None or self._host.shape != flags.shape:

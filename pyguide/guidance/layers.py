@@ -1,31 +1,21 @@
-"""The layers of a model: their paths, their order of execution and their outputs."""
+"""The layers of a model in the order in which they run."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
-__all__ = [
-    "LayerInfo",
-    "call_model",
-    "find_layer",
-    "first_paths",
-    "first_tensor",
-    "list_layers",
-    "named_layers",
-]
+from pyguide.guidance.outputs import activations, is_time_first
+from pyguide.guidance.paths import first_paths, named_layers, unwrapped
 
-# What torch.compile, FSDP and checkpoint_wrapper put between a layer and its parent.
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+__all__ = ["LayerInfo", "call_model", "list_layers", "undisturbed"]
 
 
 @dataclass(frozen=True)
@@ -36,78 +26,11 @@ class LayerInfo:
     path: str
     #: Class name of the module.
     type: str
-    #: Shape of the output (of its first tensor, if it is a tuple).
+    #: Shape of what a pair with this layer compares, batch axis first.
     shape: tuple[int, ...]
     dtype: torch.dtype
     #: 0 for the first call of the module in the forward pass, 1 for the second, ...
     call: int = 0
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside compile, FSDP and checkpoint wrappers."""
-    while True:
-        inner = next((module._modules[w] for w in _WRAPPERS if w in module._modules), None)
-        if inner is None:
-            return module
-        module = inner
-
-
-def named_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every submodule by its dotted path without wrapper prefixes.
-
-    Where a wrapper and the module in it share a path, the wrapper has it: its output is
-    the same, and lies outside what a checkpoint recomputes.
-    """
-    root = model
-    while len(root._modules) == 1:
-        ((name, child),) = root._modules.items()
-        if name not in (*_WRAPPERS, "module") or child is None:
-            break
-        root = child
-    layers: dict[str, nn.Module] = {}
-    for name, module in root.named_modules(remove_duplicate=False):
-        path = _without_wrappers(name)
-        if path:
-            layers.setdefault(path, module)
-    return layers
-
-
-def first_paths(layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """The layers, each only by the first of the paths that it is registered under."""
-    first: dict[nn.Module, str] = {}
-    for path, module in layers.items():
-        first.setdefault(module, path)
-    return {path: module for module, path in first.items()}
-
-
-def _without_wrappers(path: str) -> str:
-    return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
-
-
-def find_layer(layers: Mapping[str, nn.Module], path: str, owner: str) -> str:
-    """The key of `layers` that `path` means; `owner` names the model in the error."""
-    if path in layers:
-        return path
-    plain = _without_wrappers(path)
-    while plain not in layers and plain.startswith("module."):
-        plain = plain.removeprefix("module.")
-    if plain in layers:
-        return plain
-    near = difflib.get_close_matches(plain, layers, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise ValueError(
-        f"the {owner} has no layer {path!r}; {hint or 'pyguide.list_layers lists its layers'}"
-    )
-
-
-def first_tensor(output: object) -> Tensor | None:
-    """The activations in a layer's output: a tensor, or a tuple's first item.
-
-    None for anything else. A PackedSequence is a tuple whose first item has no batch axis.
-    """
-    if isinstance(output, (tuple, list)) and not isinstance(output, PackedSequence):
-        output = output[0] if output else None
-    return output if isinstance(output, Tensor) else None
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
@@ -135,9 +58,10 @@ def list_layers(model: nn.Module, example: Any) -> list[LayerInfo]:
     Returns
     -------
     list of LayerInfo
-        Path, type, output shape and dtype of every submodule whose output is a tensor,
-        or a tuple that starts with one. A container follows the layers in it. A module
-        that is called several times is listed as often, with `call` counting up.
+        Path, type, output shape and dtype of every submodule whose output stands for one
+        tensor without an `extract` (see :class:`pyguide.Pair`). A container follows the
+        layers in it. A module that is called several times is listed as often, with `call`
+        counting up: ``"relu:1"`` is the second call of ``"relu"``.
 
     Examples
     --------
@@ -152,9 +76,9 @@ def list_layers(model: nn.Module, example: Any) -> list[LayerInfo]:
     found: list[LayerInfo] = []
     calls: Counter[str] = Counter()
 
-    def listener(path: str) -> Any:
+    def listener(path: str, time_first: bool) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            tensor = first_tensor(output)
+            tensor, _ = activations(output, time_first)
             if tensor is not None:
                 kind = type(unwrapped(module)).__name__
                 found.append(LayerInfo(path, kind, tuple(tensor.shape), tensor.dtype, calls[path]))
@@ -163,15 +87,16 @@ def list_layers(model: nn.Module, example: Any) -> list[LayerInfo]:
         return hook
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_undisturbed(model, example))
+        stack.enter_context(undisturbed(model, example))
         for path, module in first_paths(named_layers(model)).items():
-            stack.callback(module.register_forward_hook(listener(path)).remove)
+            hook = listener(path, is_time_first(module))
+            stack.callback(module.register_forward_hook(hook).remove)
         call_model(model, example)
     return found
 
 
 @contextlib.contextmanager
-def _undisturbed(model: nn.Module, example: Any) -> Iterator[None]:
+def undisturbed(model: nn.Module, example: Any) -> Iterator[None]:
     """Eval mode without gradient; modes, buffers and random state are put back."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Part", "split_by_route"]
+__all__ = ["Part", "multiply_adds", "split_by_route"]
 
 _ROUTES = ("auto", "sample", "feature")
 
@@ -41,25 +41,38 @@ def _connected_sets(count: int, pairs: list[tuple[int, int]]) -> list[int]:
     return [find(i) for i in range(count)]
 
 
-def _feature_space_is_less(
-    layers: list[Tensor], pairs: list[tuple[int, int]], debiased: bool, tokens: int
-) -> bool:
-    """Compare multiply-adds; one in float64 counts twice, and debiased features need those."""
+def multiply_adds(
+    layers: list[Tensor],
+    pairs: list[tuple[int, int]],
+    debiased: bool,
+    in_feature_space: bool,
+    tokens: int = 1,
+) -> tuple[int, int]:
+    """Multiply-adds of forward and backward by a route, a token; one in float64 counts twice."""
     n = layers[0].size(0)
     features = [x.numel() // (n * tokens) for x in layers]
     wanted = [x.requires_grad for x in layers]
-    times = [2 if x.dtype == torch.float64 else 1 for x in layers]
-    sample = feature = 0
+    # The debiased estimator multiplies features in float64.
+    in_double = debiased and in_feature_space
+    times = [2 if in_double or x.dtype == torch.float64 else 1 for x in layers]
+    forward = backward = 0
     for d, needs_grad, t in zip(features, wanted, times, strict=True):
-        sample += t * (n * n * d // 2 + n * n * d * needs_grad)
-    if debiased:
-        times = [2] * len(layers)
-    for d, needs_grad, t in zip(features, wanted, times, strict=True):
-        feature += t * n * d * d * (1 + needs_grad)
-    for i, j in {(min(pair), max(pair)) for pair in pairs}:
-        if i != j:
-            products = 1 + wanted[i] + wanted[j]
-            feature += max(times[i], times[j]) * n * features[i] * features[j] * products
+        forward += t * (n * d * d if in_feature_space else n * n * d // 2)
+        backward += t * n * d * (d if in_feature_space else n) * needs_grad
+    if in_feature_space:
+        for i, j in {(min(pair), max(pair)) for pair in pairs}:
+            if i != j:
+                product = max(times[i], times[j]) * n * features[i] * features[j]
+                forward += product
+                backward += product * (wanted[i] + wanted[j])
+    return forward, backward
+
+
+def _feature_space_is_less(
+    layers: list[Tensor], pairs: list[tuple[int, int]], debiased: bool, tokens: int
+) -> bool:
+    sample = sum(multiply_adds(layers, pairs, debiased, False, tokens))
+    feature = sum(multiply_adds(layers, pairs, debiased, True, tokens))
     # Under torch.compile a comparison of symbolic sizes becomes a bool by being branched on.
     if sample > _SMALL and feature < sample:  # noqa: SIM103
         return True

@@ -4,56 +4,37 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
 import shutil
 import threading
-from dataclasses import replace
 from multiprocessing.connection import Connection
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from pyguide.cli import main
-from pyguide.experiments import deep_fcn, runner, search
-from pyguide.experiments.mnist1d import Data, generate
+from pyguide.experiments import deep_fcn
+from pyguide.experiments.data.splits import Splits, TensorSplit
+from pyguide.experiments.harness import processes
 
 
 @pytest.fixture(scope="session")
-def mnist1d() -> Data:
-    random.seed(7)
-    np.random.seed(7)
-    expected = random.random(), np.random.rand()
-    random.seed(7)
-    np.random.seed(7)
-    data = generate()
-    # The package seeds the global generators; generate() must put them back.
-    assert (random.random(), np.random.rand()) == expected
-    return data
-
-
-@pytest.fixture(scope="session")
-def tiny() -> Data:
+def tiny() -> Splits:
     """Two separable classes in a few batches."""
-    rng = np.random.default_rng(0)
+    generator = torch.Generator().manual_seed(0)
 
-    def split(n: int) -> tuple[np.ndarray, np.ndarray]:
-        y = rng.integers(2, size=n)
-        x = rng.normal(size=(n, 40)) + 3 * (2 * y[:, None] - 1)
-        return x.astype(np.float32), y.astype(np.int64)
+    def split(n: int) -> TensorSplit:
+        y = torch.randint(2, (n,), generator=generator)
+        x = torch.randn(n, 40, generator=generator) + 3.0 * (2 * y[:, None] - 1)
+        return TensorSplit(x, y)
 
-    return Data(*split(700), *split(100), *split(200))
+    return Splits(split(700), split(100), split(200), classes=2)
 
 
 @pytest.fixture
 def tiny_data(tiny, monkeypatch):
-    """The command and the search train on the tiny data."""
-
-    def generate_tiny(*, with_test: bool = True) -> Data:
-        return tiny if with_test else replace(tiny, x_test=None, y_test=None)
-
-    monkeypatch.setattr(deep_fcn, "generate", generate_tiny)
-    monkeypatch.setattr(search, "generate", generate_tiny)
+    """The deep-FCN experiment trains on the tiny data."""
+    monkeypatch.setattr(deep_fcn, "mnist1d", lambda cache, device: tiny)
 
 
 @pytest.fixture
@@ -70,16 +51,38 @@ class ThreadContext:
     Pipe = staticmethod(multiprocessing.Pipe)
 
     @staticmethod
-    def Process(target, args, daemon):
+    def Process(target, args):
         *arguments, sender = args
         # A process has its own copy of the sender too, which the parent's close() leaves open.
         own = Connection(os.dup(sender.fileno()), readable=False)
-        return threading.Thread(target=target, args=(*arguments, own), daemon=daemon)
+        return threading.Thread(target=target, args=(*arguments, own), daemon=True)
 
 
 @pytest.fixture
 def jobs_in_threads(monkeypatch, one_thread):
-    monkeypatch.setattr(runner.multiprocessing, "get_context", lambda _: ThreadContext)
+    monkeypatch.setattr(processes.multiprocessing, "get_context", lambda _: ThreadContext)
+
+
+class Notes:
+    """A job's report, kept."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+
+    def restored(self, records: list[dict[str, Any]]) -> None:
+        self.records += records
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def new_report():
+    return Notes
 
 
 @pytest.fixture(scope="session")
@@ -89,14 +92,15 @@ def original_folder(tiny, tmp_path_factory):
     command += ["--epochs", "2", "--workers", "1"]
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deep_fcn, "generate", lambda: tiny)
-        patch.setattr(runner.multiprocessing, "get_context", lambda _: ThreadContext)
+        patch.setattr(deep_fcn, "mnist1d", lambda cache, device: tiny)
+        patch.setattr(processes.multiprocessing, "get_context", lambda _: ThreadContext)
         assert main([*command, "--out", str(out)]) == 0
     torch.set_num_threads(threads)
     return out
 
 
 @pytest.fixture
-def finished_folder(original_folder, jobs_in_threads, tmp_path, capsys):
+def finished_folder(original_folder, tiny_data, jobs_in_threads, tmp_path, capsys):
+    """A run of one arm and one seed, on the tiny data."""
     capsys.readouterr()
     return shutil.copytree(original_folder, tmp_path / "run")

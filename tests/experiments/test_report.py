@@ -1,77 +1,198 @@
-"""Summary, table and curves."""
+"""Summary, table and curves, for any metric."""
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
-from pyguide.experiments import report
-from pyguide.experiments.config import ARMS, QUICK, Config
+from pyguide.experiments.deep_fcn import EXPERIMENT
+from pyguide.experiments.harness import report
+from pyguide.experiments.harness.curves import by_epoch, plot_curves
+from pyguide.experiments.harness.experiment import Metric, three_arms
 
-RUNS = [
-    {"arm": "none", "seed": 1, "test_accuracy": 0.10},
-    {"arm": "none", "seed": 2, "test_accuracy": 0.20},
-    {"arm": "untrained", "seed": 1, "test_accuracy": 0.30},
-    {"arm": "untrained", "seed": 2, "test_accuracy": 0.50},
-    {"arm": "untrained", "seed": 3, "test_accuracy": 0.70},
+SETTING = EXPERIMENT.scales["default"]
+ARMS = SETTING.arms
+
+
+def run(arm, seed, val_losses, accuracies):
+    """A finished run and its records; its best epoch is its own."""
+    records = [
+        {"epoch": i + 1, "val_loss": loss, "val_accuracy": a, "test_accuracy": a, "task_loss": loss}
+        for i, (loss, a) in enumerate(zip(val_losses, accuracies, strict=True))
+    ]
+    best = min(records, key=lambda record: record["val_loss"])
+    key = f"{arm}-seed{seed}"
+    result = {"key": key, "arm": arm, "seed": seed, "test_accuracy": best["test_accuracy"]}
+    return result, {key: records}
+
+
+# Epoch 2 is the best on average, though never that of a run of the arm "none".
+NONE = [
+    run("none", 1, [1.0, 1.1, 9.0], [0.50, 0.10, 0.0]),
+    run("none", 2, [9.0, 1.1, 1.0], [0.0, 0.20, 0.60]),
 ]
+UNTRAINED = [
+    run("untrained", 1, [3.0, 2.0, 1.0], [0.0, 0.0, 0.30]),
+    run("untrained", 2, [3.0, 2.0, 1.0], [0.0, 0.0, 0.50]),
+    run("untrained", 3, [3.0, 2.0, 1.0], [0.0, 0.0, 0.70]),
+]
+RUNS = [result for result, _ in [*NONE, *UNTRAINED]]
+RECORDS = {key: log for _, logs in [*NONE, *UNTRAINED] for key, log in logs.items()}
+LEARNING_RATES = {"none": 1e-2, "trained": 3e-3, "untrained": 3e-3}
 
 
-def test_summary_by_hand():
-    summary = report.summarize(RUNS, ARMS)
-    accuracy, difference = summary["test_accuracy"], summary["difference_to_none"]
-    assert set(accuracy) == {"none", "untrained"} and set(difference) == {"untrained"}
-    assert accuracy["none"]["mean"] == pytest.approx(0.15)
-    assert accuracy["none"]["standard_error"] == pytest.approx(0.05)
-    assert accuracy["untrained"]["mean"] == pytest.approx(0.5)
-    assert accuracy["untrained"]["standard_error"] == pytest.approx(0.2 / 3**0.5)
-    # Seed 3 has no baseline: the differences are those of seeds 1 and 2, 0.2 and 0.3.
-    assert difference["untrained"]["by_seed"] == pytest.approx({"1": 0.2, "2": 0.3})
-    assert difference["untrained"]["mean"] == pytest.approx(0.25)
-    assert difference["untrained"]["standard_error"] == pytest.approx(0.05)
-    assert difference["untrained"]["n"] == 2
+def summarize(runs=RUNS, arms=ARMS):
+    return report.summarize(arms, runs, RECORDS.__getitem__, "accuracy")
 
 
-def test_the_summary_does_not_depend_on_the_order_of_completion():
-    accuracies = enumerate([0.583, 0.591, 0.577, 0.602, 0.5659])
-    runs = [{"arm": "none", "seed": seed, "test_accuracy": a} for seed, a in accuracies]
-    summaries = [report.summarize(p, ["none"]) for p in itertools.permutations(runs)]
-    assert all(summary == summaries[0] for summary in summaries)
-
-
-def test_table_puts_the_measurement_beside_the_papers():
-    results = {
-        "summary": report.summarize(RUNS, ARMS),
-        "guides": [{"seed": 1, "test_accuracy": 0.988}],
-        "failed": {"trained-seed1": "it broke"},
+def results(**changes):
+    return {
+        "learning_rates": LEARNING_RATES,
+        "summary": summarize(),
+        "sweep": [],
+        "guides": [{"key": "guide-seed1", "test_accuracy": 0.988}],
+        "failed": {},
+        **changes,
     }
-    text = report.table(Config(), results)
-    rows = {
+
+
+def rows(text):
+    """Cells of the first column's rows, over all tables."""
+    return {
         cells[1].strip(): [cell.strip() for cell in cells[2:-1]]
         for cells in (line.split("|") for line in text.splitlines() if line.startswith("|"))
     }
-    assert rows["MNIST-1D, test accuracy (%)"] == ["15.00 ± 5.00", "–", "50.00 ± 11.55"]
-    assert rows["paired difference to no guide"] == ["–", "–", "+25.00 ± 5.00"]
-    assert rows["seeds"] == ["2", "–", "3"]
-    paper = rows["paper: ImageNet, top-5 accuracy (%)"]
-    assert paper == ["1.65 ± 1.21", "7.50 ± 1.51", "13.10 ± 0.72"]
-    assert "98.8 % (seed 1)" in text and "trained-seed1: it broke" in text
-    assert "at each run's own epoch of lowest validation loss" in text
-    assert "smoke" not in text and "smoke" in report.table(QUICK, results)
+
+
+def test_summary_by_hand():
+    summary = summarize()
+    assert set(summary) == {"none", "untrained"}
+    none, untrained = summary["none"], summary["untrained"]
+    assert none["epoch"] == 2 and untrained["epoch"] == 3
+    assert none["test"]["by_seed"] == {"1": 0.10, "2": 0.20}
+    assert none["test"]["mean"] == pytest.approx(0.15)
+    assert none["test"]["standard_error"] == pytest.approx(0.05)
+    assert none["test_at_own_epochs"]["by_seed"] == {"1": 0.50, "2": 0.60}
+    assert "difference" not in none
+    assert untrained["test"]["mean"] == pytest.approx(0.5)
+    assert untrained["test"]["standard_error"] == pytest.approx(0.2 / 3**0.5)
+    # Seed 3 has no baseline: the differences are those of seeds 1 and 2, 0.2 and 0.3.
+    difference = untrained["difference"]
+    assert untrained["baseline"] == "none" and difference["n"] == 2
+    assert difference["by_seed"] == pytest.approx({"1": 0.2, "2": 0.3})
+    assert difference["mean"] == pytest.approx(0.25)
+    assert difference["standard_error"] == pytest.approx(0.05)
+
+
+def test_the_summary_does_not_depend_on_the_order_of_completion():
+    summaries = [summarize(order) for order in itertools.permutations(RUNS)]
+    assert all(summary == summaries[0] for summary in summaries)
+
+
+def test_the_baseline_may_come_later_or_be_missing():
+    assert "difference" in summarize(arms=ARMS[::-1])["untrained"]
+    only = summarize([run for run in RUNS if run["arm"] == "untrained"])
+    assert set(only) == {"untrained"} and "difference" not in only["untrained"]
+
+
+def test_table_puts_the_measurement_beside_the_papers():
+    text = report.table(
+        SETTING, SETTING.config, ARMS, results(failed={"trained-seed1": "it broke"})
+    )
+    found = rows(text)
+    assert found["no guide"] == [
+        "15.00 ± 5.00",
+        "–",
+        "55.00 ± 5.00",
+        "2",
+        "2",
+        "0.01",
+        "1.65 ± 1.21",
+    ]
+    assert found["trained guide"] == [*["–"] * 5, "0.003", "7.50 ± 1.51"]
+    assert found["untrained guide"] == [
+        "50.00 ± 11.55",
+        "+25.00 ± 5.00",
+        "50.00 ± 11.55",
+        "3",
+        "3",
+        "0.003",
+        "13.10 ± 0.72",
+    ]
+    assert "MNIST-1D, test accuracy (%)" in text and "paper: ImageNet, top-5 accuracy (%)" in text
+    assert "98.8 (seed1)" in text and "Failed: trained-seed1: it broke" in text
+    assert "epoch with the lowest validation loss averaged over the seeds" in text
+    quick = replace(SETTING.config, quick=True)
+    assert "smoke" not in text and "smoke" in report.table(SETTING, quick, ARMS, results())
+
+
+def test_the_sweep_shows_every_rate_and_what_was_picked():
+    config = replace(SETTING.config, sweep=True, lrs=(1e-3, 3e-3, 1e-2), arms=("none", "trained"))
+    sweep = [
+        {"arm": "none", "lr": 1e-3, "val_loss": 2.0},
+        {"arm": "none", "lr": 3e-3, "val_loss": 1.5},
+        {"arm": "none", "lr": 1e-2, "diverged": "loss became nan"},
+        {"arm": "trained", "lr": 1e-3, "val_loss": 1.25},
+    ]
+    rates = {"none": 3e-3, "trained": 1e-3}
+    text = report.table(SETTING, config, ARMS[:2], results(sweep=sweep, learning_rates=rates))
+    table = rows(text[text.index("lowest validation loss |") - 2 :])
+    assert table["no guide"] == ["2.000", "**1.500**", "diverged"]
+    assert table["trained guide"] == ["**1.250**", "–", "–"]
+    assert "edge of the rates" in text and text.split("lie outside: ")[1].startswith(
+        "trained guide."
+    )
+
+
+class Perplexity(type(SETTING)):
+    """Another metric, with no unit, and no paper."""
+
+    metric = Metric("perplexity", "perplexity", unit="", scale=1.0, higher_is_better=False)
+    arms = three_arms()
+    chance = None
+
+
+def test_another_metric():
+    setting = Perplexity()
+    runs = [
+        {"key": f"{arm}-seed{seed}", "arm": arm, "seed": seed, "test_perplexity": value}
+        for arm, seed, value in [("none", 1, 69.0), ("none", 2, 71.0), ("trained", 1, 40.0)]
+    ]
+    records = {
+        run["key"]: [{"epoch": 1, "val_loss": 4.0, "test_perplexity": run["test_perplexity"]}]
+        for run in runs
+    }
+    summary = report.summarize(setting.arms, runs, records.__getitem__, "perplexity")
+    text = report.table(setting, setting.config, setting.arms, results(summary=summary, guides=[]))
+    found = rows(text)
+    assert found["no guide"][0] == "70.00 ± 1.00" and found["trained guide"][1] == "-29.00"
+    assert "test perplexity, lower is better" in text and "paper" not in text
 
 
 def test_one_seed_has_no_standard_error():
     assert report.mean_and_error([0.25]) == (0.25, None)
 
 
-def test_curves_are_a_png_even_of_nothing(tmp_path):
-    report.plot_curves(Config(), [], tmp_path / "curves.png")
+@pytest.mark.parametrize("setting", [SETTING, Perplexity()], ids=["accuracy", "perplexity"])
+@pytest.mark.parametrize("runs", [RUNS, []], ids=["runs", "nothing"])
+def test_curves_are_a_png_even_of_nothing(setting, runs, tmp_path):
+    path = tmp_path / "curves.png"
+    plot_curves(setting, setting.config, setting.arms, runs, RECORDS, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_more_arms_than_colours(tmp_path):
+    config = SETTING.config.changed({"vary": ["depth=2,3,4"]})
+    arms = SETTING.variants(config)
+    assert len(arms) == 9
+    runs = [run | {"arm": run["arm"] + ",depth=2"} for run in RUNS]
+    plot_curves(SETTING, config, arms, runs, RECORDS, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_metric_by_run_and_epoch():
-    keys = ["none-seed2"] * 2 + ["none-seed1"] * 3 + ["trained-seed1"]
-    metrics = [{"key": k, "arm": k.split("-")[0], "val_loss": v} for v, k in enumerate(keys)]
-    # Of seed 2 the last line was lost.
-    assert report._by_epoch(metrics, "none", "val_loss").tolist() == [[2, 3], [0, 1]]
+    assert by_epoch(RUNS, RECORDS, "none", "val_loss") == [[1.0, 1.1, 9.0], [9.0, 1.1, 1.0]]
+    assert by_epoch(RUNS, RECORDS, "none", "train_accuracy") == []
+    assert by_epoch(RUNS, RECORDS, "trained", "val_loss") == []

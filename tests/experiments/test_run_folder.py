@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 
 from pyguide.cli import main
-from pyguide.experiments import deep_fcn
+from pyguide.experiments.deep_fcn import EXPERIMENT
 from pyguide.experiments.files import read_json, write_json
-from pyguide.experiments.mnist1d import Data
+from pyguide.experiments.harness.folder import RunFolder
 
 TRAIN = ["train", "deep-fcn"]
 TINY = ["--arms", "none", "--depth", "3", "--epochs", "2", "--workers", "1"]
+
+
+def without_times(value):
+    """The value without what differs from run to run."""
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if k != "seconds"}
+    return [without_times(v) for v in value] if isinstance(value, list) else value
 
 
 def test_a_run_folder_and_its_resume(tiny_data, jobs_in_threads, tmp_path, capfd):
@@ -26,17 +32,20 @@ def test_a_run_folder_and_its_resume(tiny_data, jobs_in_threads, tmp_path, capfd
     assert len(printed.err.splitlines()) == 3
     assert "paper: ImageNet, top-5 accuracy (%)" in printed.out
 
-    names = {"config.json", "metrics.jsonl", "results.json", "table.md", "curves.png", "data.npz"}
-    assert {path.name for path in out.iterdir()} == {*names, ".lock"}
+    names = {"config.json", "jobs", "results.json", "table.md", "curves.png", ".lock"}
+    assert {path.name for path in out.iterdir()} == names
     config = read_json(out / "config.json")
     assert config["config"]["depth"] == 3 and config["versions"]["torch"] == torch.__version__
-    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert sorted((m["seed"], m["epoch"]) for m in metrics) == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    for seed in (1, 2):
+        text = (out / "jobs" / f"none-seed{seed}.jsonl").read_text()
+        job, *epochs, result = [json.loads(line) for line in text.splitlines()]
+        assert job["job"]["seed"] == seed and [record["epoch"] for record in epochs] == [1, 2]
+        assert 0 <= result["result"]["test_accuracy"] <= 1
     results = read_json(out / "results.json")
-    runs = {run["key"]: run for run in results["runs"]}
-    assert list(runs) == ["none-seed1", "none-seed2"] and results["failed"] == {}
-    accuracies = [run["test_accuracy"] for run in results["runs"]]
-    assert results["summary"]["test_accuracy"]["none"]["mean"] == pytest.approx(sum(accuracies) / 2)
+    assert [run["key"] for run in results["runs"]] == ["none-seed1", "none-seed2"]
+    assert results["failed"] == {} and results["learning_rates"] == {"none": 0.01}
+    statistics = results["summary"]["none"]["test"]
+    assert statistics["mean"] == pytest.approx(sum(statistics["by_seed"].values()) / 2)
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
 
     assert main(command) == 2
@@ -44,30 +53,29 @@ def test_a_run_folder_and_its_resume(tiny_data, jobs_in_threads, tmp_path, capfd
     assert read_json(out / "results.json") == results
 
     # As an interruption leaves it: one job done, the other cut in the middle of a line.
-    results["runs"] = [runs["none-seed2"]]
-    del results["summary"]
-    write_json(out / "results.json", results)
+    (out / "results.json").unlink()
     (out / "table.md").unlink()
-    with (out / "metrics.jsonl").open("a") as file:
-        file.write('{"key": "none-se')
+    unfinished = out / "jobs" / "none-seed1.jsonl"
+    unfinished.write_text(unfinished.read_text()[:-30])
+    (out / "jobs" / ".none-seed1.jsonl.abc.tmp").write_text("half")
+    finished = (out / "jobs" / "none-seed2.jsonl").read_bytes()
     assert main([*TRAIN, "--resume", str(out)]) == 0
-    resumed = {run["key"]: run for run in read_json(out / "results.json")["runs"]}
-    assert list(resumed) == ["none-seed1", "none-seed2"]
-    assert resumed["none-seed2"] == runs["none-seed2"]
-    for run in (resumed["none-seed1"], runs["none-seed1"]):
-        del run["seconds"]
-    assert resumed == runs
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert sorted((m["seed"], m["epoch"]) for m in lines) == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert without_times(read_json(out / "results.json")) == without_times(results)
+    assert (out / "jobs" / "none-seed2.jsonl").read_bytes() == finished
+    assert sorted(path.name for path in (out / "jobs").iterdir()) == [
+        "none-seed1.jsonl",
+        "none-seed2.jsonl",
+    ]
     assert (out / "table.md").exists()
+    assert "1 job, " in capfd.readouterr().err
 
 
 def test_a_folder_has_one_writer_at_a_time(finished_folder, capsys):
-    writer = deep_fcn.RunFolder.open(finished_folder)
-    before = {path.name: path.read_bytes() for path in finished_folder.iterdir()}
+    writer = RunFolder.open(finished_folder, EXPERIMENT, 60.0)
+    before = {path: path.read_bytes() for path in finished_folder.rglob("*") if path.is_file()}
     assert main([*TRAIN, "--resume", str(finished_folder)]) == 2
     assert f"another process is writing to {finished_folder}" in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in finished_folder.iterdir()} == before
+    assert before == {p: p.read_bytes() for p in finished_folder.rglob("*") if p.is_file()}
     writer.close()
     assert main([*TRAIN, "--resume", str(finished_folder)]) == 0
 
@@ -83,57 +91,79 @@ def set_config(path, **changes) -> None:
     write_json(path, config)
 
 
-def generate_without_test(path) -> None:
-    replace(Data.load(path), x_test=None, y_test=None).save(path)
-
-
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
         ("config.json", lambda p: p.write_text("{"), "not a run folder"),
         ("config.json", lambda p: p.write_text("[]"), "config.json is of something else"),
         ("config.json", lambda p: write_json(p, {**read_json(p), "experiment": "x"}), "else"),
+        (
+            "config.json",
+            lambda p: write_json(p, {**read_json(p), "scale": "x"}),
+            "not a run folder",
+        ),
         ("config.json", lambda p: set_config(p, lr={}), "arm none has no learning rate"),
         ("config.json", lambda p: set_config(p, lr=[1]), "not a run folder"),
         ("config.json", lambda p: set_config(p, depth="3"), "not a run folder"),
-        ("results.json", lambda p: p.write_text("[]"), "results.json is of something else"),
-        ("results.json", lambda p: p.write_text('{"experiment": "deep-fcn"}'), "lacks 'guides'"),
-        ("results.json", lambda p: write_json(p, {**read_json(p), "runs": 1}), "not a run folder"),
-        ("results.json", replace_by_a_folder, "not a run folder"),
-        ("metrics.jsonl", replace_by_a_folder, "cannot write there"),
+        ("config.json", lambda p: set_config(p, new=3), "not a run folder"),
         (".lock", replace_by_a_folder, "cannot write there"),
-        ("data.npz", lambda p: p.write_text("x"), "data.npz is damaged: delete it"),
-        ("data.npz", lambda p: p.write_bytes(b""), "data.npz is damaged"),
-        ("data.npz", lambda p: p.write_bytes(p.read_bytes()[:-99]), "data.npz is damaged"),
-        ("data.npz", lambda p: p.write_bytes(p.read_bytes()[:99] * 99), "data.npz is damaged"),
-        ("data.npz", lambda p: generate_without_test(p), "data.npz is damaged"),
+        ("results.json", replace_by_a_folder, "cannot write there"),
     ],
 )
 def test_a_damaged_folder_is_one_line(name, damage, message, finished_folder, capsys):
     damage(finished_folder / name)
     assert main([*TRAIN, "--resume", str(finished_folder)]) == 2
-    error = capsys.readouterr().err
-    assert message in error and str(finished_folder) in error and len(error.splitlines()) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert message in error and str(finished_folder) in error
 
 
-@pytest.mark.parametrize("line", [b"1\n", b"{}\n", b'{"key": []}\n', b"\xff\n"])
-def test_damaged_metrics_are_dropped(line, finished_folder):
-    path = finished_folder / "metrics.jsonl"
-    before = path.read_bytes()
-    path.write_bytes(line + before + line)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text.replace('"epoch": 2', '"epoch": 1'),
+        lambda text: text.replace('"result"', '"resul"'),
+        lambda text: "1\n" + text,
+        lambda text: text[:-5],
+        lambda text: "",
+        lambda text: text.replace('"seed": 1', '"seed": 2'),
+    ],
+)
+def test_a_damaged_job_is_run_again(damage, finished_folder):
+    path = finished_folder / "jobs" / "none-seed1.jsonl"
+    before = read_json(finished_folder / "results.json")
+    text = path.read_text()
+    path.write_text(damage(text))
     assert main([*TRAIN, "--resume", str(finished_folder)]) == 0
-    assert path.read_bytes() == before
+    assert without_times(read_json(finished_folder / "results.json")) == without_times(before)
+    again, once = ([json.loads(line) for line in t.splitlines()] for t in (path.read_text(), text))
+    assert without_times(again) == without_times(once)
 
 
-def test_a_damaged_result_is_computed_again(finished_folder):
-    path = finished_folder / "results.json"
-    before = read_json(path)
-    write_json(path, {**before, "runs": [1, {"key": "none-seed1"}]})
+def test_other_versions_are_told(finished_folder, capsys):
+    path = finished_folder / "config.json"
+    config = read_json(path)
+    config["versions"]["torch"] = "1.0"
+    write_json(path, config)
     assert main([*TRAIN, "--resume", str(finished_folder)]) == 0
-    again = read_json(path)
-    for results in (before, again):
-        del results["runs"][0]["seconds"]
-    assert again == before
+    assert f"began with torch 1.0, this is {torch.__version__}" in capsys.readouterr().err
+
+
+def test_a_damaged_guide_is_trained_again(tiny_data, jobs_in_threads, tmp_path, capsys):
+    out = tmp_path / "run"
+    options = ["--arms", "trained", "--depth", "3", "--epochs", "1", "--guide-epochs", "1"]
+    command = [*TRAIN, *options, "--workers", "1", "--seeds", "1", "--out", str(out)]
+    assert main(command) == 0
+    before = read_json(out / "results.json")
+    weights = out / "guides" / "guide-seed1.pt"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-9])
+    # A finished run does not need its guide; an unfinished one does.
+    assert main([*TRAIN, "--resume", str(out)]) == 0
+    assert weights.read_bytes() == content[:-9]
+    (out / "jobs" / "trained-seed1.jsonl").unlink()
+    assert main([*TRAIN, "--resume", str(out)]) == 0
+    assert "guide seed 1: trained again: " in capsys.readouterr().err
+    assert without_times(read_json(out / "results.json")) == without_times(before)
 
 
 def test_a_full_disk_is_one_line(tiny_data, jobs_in_threads, tmp_path, capsys, monkeypatch):
@@ -143,8 +173,7 @@ def test_a_full_disk_is_one_line(tiny_data, jobs_in_threads, tmp_path, capsys, m
     out = tmp_path / "run"
     command = [*TRAIN, *TINY, "--seeds", "1", "--out", str(out)]
     with monkeypatch.context() as patch:
-        patch.setattr(Data, "save", full)
+        patch.setattr(json, "dumps", full)
         assert main(command) == 2
     error = capsys.readouterr().err
     assert "cannot write there: No space left on device" in error and len(error.splitlines()) == 1
-    assert main([*TRAIN, "--resume", str(out)]) == 0

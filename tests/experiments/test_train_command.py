@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,10 +12,9 @@ import time
 import pytest
 
 from pyguide.cli import main
-from pyguide.experiments import config as config_module
-from pyguide.experiments import deep_fcn, search
-from pyguide.experiments.config import ARMS
+from pyguide.experiments import find_experiments
 from pyguide.experiments.files import read_json, write_json
+from pyguide.experiments.harness import command, packages
 
 TRAIN = ["train", "deep-fcn"]
 TINY = ["--arms", "none", "--depth", "3", "--epochs", "2", "--workers", "1"]
@@ -53,6 +53,27 @@ def test_a_diverged_arm_fails_the_command_and_keeps_the_rest(
         (["--depth", "1"], "--depth: expected at least 2, got 1"),
         (["--threads", "0"], "--threads: expected at least 1, got 0"),
         (["--workers", "0"], "--workers: expected at least 1, got 0"),
+        (["--checkpoint-every", "-1"], "--checkpoint-every: expected seconds of at least 0"),
+        (["--guide-lr", "0"], "--guide-lr: expected a learning rate above 0, got 0"),
+        (["--weight", "inf"], "--weight: expected a finite number, got inf"),
+        (["--guide-weights", "nowhere.pt"], "nowhere.pt is no file"),
+        (["--lrs", "1"], "--lrs and --sweep-seed belong to --sweep"),
+        (["--sweep", "--lr", "1"], "--lr: a sweep picks the learning rates; give --lrs"),
+        (["--sweep", "--lrs", "1", "1"], "--lrs: a value is given twice"),
+        (["--sweep", "--lrs", "0"], "--lrs: expected a learning rate above 0, got 0"),
+        (["--sweep", "--sweep-seed", "1"], "--sweep-seed: 1 is among the final seeds"),
+        (["--sweep", "--sweep-seed", "-1"], "--sweep-seed: expected numbers from 0"),
+        (["--sweep-only", "--seeds", "3"], "--sweep-only has no final runs: drop --seeds"),
+        (["--vary", "depth"], "--vary: expected NAME=VALUE,VALUE"),
+        (["--vary", "device=cpu"], "--vary: expected NAME=VALUE,VALUE"),
+        (["--vary", "depth=two"], "--vary: depth takes int values, got 'depth=two'"),
+        (["--vary", "depth=2,2"], "--vary: a value is given twice"),
+        (["--vary", "depth=1,2"], "--depth: expected at least 2, got 1"),
+        (["--data", "images"], "--data: not an option of --scale default"),
+        (["--scale", "paper"], "--data: --scale paper needs an image folder"),
+        (["--scale", "paper", "--quick"], "--quick: --scale paper has no smoke run"),
+        (["--scale", "paper", "--dropout", "0"], "--dropout: not an option of --scale paper"),
+        (["--scale", "paper", "--data", "nowhere"], "nowhere/train is missing"),
         (["--device", "warp"], "--device warp: torch cannot use it"),
         (["--device", "meta"], "--device meta: torch cannot use it"),
         (["--device", "cuda:99"], "--device cuda:99: torch cannot use it"),
@@ -61,7 +82,7 @@ def test_a_diverged_arm_fails_the_command_and_keeps_the_rest(
 def test_a_users_mistake_is_one_line_and_exit_code_2(
     options, message, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(deep_fcn, "run", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(command, "Run", lambda *_: pytest.fail("work began"))
     out = tmp_path / "run"
     assert main([*TRAIN, *options, "--out", str(out)]) == 2
     error = capsys.readouterr().err
@@ -85,24 +106,29 @@ def test_out_and_resume_mistakes(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("option", ["--batch-size", "--guide-batch-size"])
+def test_too_little_data_for_a_batch_is_said(option, tiny_data, tmp_path, capsys):
+    assert main([*TRAIN, option, "701", "--out", str(tmp_path / "run")]) == 2
+    expected = f"{option}: 700 training samples do not fill a batch of 701"
+    assert expected in capsys.readouterr().err
+
+
 def test_a_missing_extra_is_named(tmp_path, capsys, monkeypatch):
-    find_spec = config_module.importlib.util.find_spec
-    monkeypatch.setattr(
-        config_module.importlib.util,
-        "find_spec",
-        lambda name: None if name == "mnist1d" else find_spec(name),
-    )
+    version = packages._version
+    without = {"mnist1d": None}
+    monkeypatch.setattr(packages, "_version", lambda name: without.get(name, version(name)))
     assert main([*TRAIN, "--out", str(tmp_path / "run")]) == 2
-    assert "pip install 'pyguide[experiments]'" in capsys.readouterr().err
-    assert search.main(["--out", str(tmp_path / "search.json")]) == 2
-    assert "pip install 'pyguide[experiments]'" in capsys.readouterr().err
+    assert "this needs mnist1d: run pip install 'pyguide[experiments]'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+    assert packages._version("no-such-package") is None
 
 
 def test_importing_the_package_imports_no_extra():
     # None in sys.modules makes an import fail; torch itself imports tqdm where it is there.
     code = (
-        "import sys; sys.modules.update(dict.fromkeys(['matplotlib', 'mnist1d', 'tqdm']))\n"
+        "import sys\n"
+        "extras = ['matplotlib', 'mnist1d', 'numpy', 'PIL', 'tqdm']\n"
+        "sys.modules.update(dict.fromkeys(extras))\n"
         "from pyguide.cli import main; main(['train', 'deep-fcn', '--help'])"
     )
     subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=True)
@@ -115,6 +141,19 @@ def test_help_shows_an_example(capsys):
     assert "pyguide train deep-fcn --quick" in capsys.readouterr().out
 
 
+def test_list_names_every_experiment_and_its_scales(capsys):
+    assert main(["train", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(find_experiments())
+    assert "(scales: default, paper)" in lines[list(find_experiments()).index("deep-fcn")]
+
+
+def test_json_is_what_results_json_holds(finished_folder, capsys):
+    assert main([*TRAIN, "--resume", str(finished_folder), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == read_json(finished_folder / "results.json") and printed["runs"]
+
+
 @pytest.mark.slow
 def test_quick_runs_every_arm(tmp_path):
     out = tmp_path / "run"
@@ -123,9 +162,9 @@ def test_quick_runs_every_arm(tmp_path):
     assert "smoke run" in done.stdout and "smoke run" in done.stderr
     assert not set(done.stdout + done.stderr) & {"\r", "\x1b"}
     results = read_json(out / "results.json")
-    assert {run["arm"] for run in results["runs"]} == set(ARMS)
+    assert {run["arm"] for run in results["runs"]} == {"none", "trained", "untrained"}
     assert all(run["test_accuracy"] > 0.2 for run in results["runs"])
-    assert (out / "guide-seed1.pt").exists()
+    assert (out / "guides" / "guide-seed1.pt").exists()
 
 
 def wait_until(condition, seconds: float = 120) -> None:
@@ -157,15 +196,14 @@ def test_ctrl_c_stops_every_process_and_the_run_can_go_on(tmp_path):
         # Where the tests run in the background, a shell may have told them to ignore it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    metrics = out / "metrics.jsonl"
-    wait_until(lambda: metrics.exists() and metrics.stat().st_size)
+    wait_until(lambda: list(out.glob("jobs/*.jsonl")))
     os.killpg(process.pid, signal.SIGINT)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert f"--resume {out}" in error and "Traceback" not in error
     # Python's resource tracker notices only now that its parent has gone.
     wait_until(lambda: not group_exists(process.pid))
-    assert not list(out.glob(".*.tmp"))
+    assert not list(out.rglob(".*.tmp"))
 
     config = read_json(out / "config.json")
     config["config"]["epochs"] = 1

@@ -1,0 +1,115 @@
+"""Loss and metric by epoch, drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyguide.experiments.harness.config import Config
+from pyguide.experiments.harness.experiment import Arm, Setting
+
+__all__ = ["by_epoch", "plot_curves"]
+
+# Okabe & Ito's palette: told apart with any colour vision. The first is the baseline's.
+_COLORS = ("#555555", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def plot_curves(
+    setting: Setting[Any],
+    config: Config,
+    arms: Sequence[Arm],
+    runs: Sequence[Mapping[str, Any]],
+    records: Mapping[str, Sequence[Mapping[str, Any]]],
+    path: Path,
+) -> None:
+    """Draw training dashed and validation solid, as a PNG.
+
+    A line is the mean over seeds, its band their range.
+
+    Parameters
+    ----------
+    runs : sequence of dict
+        The finished final runs.
+    records : dict
+        Records of every epoch by the runs' keys.
+    path : Path
+        File to write.
+    """
+    import matplotlib
+
+    # The object interface: no display, and no state shared with a caller's pyplot.
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    metric = setting.metric
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    loss, score = figure.subplots(1, 2)
+    colors: Sequence[Any] = _COLORS
+    if len(arms) > len(colors):
+        colors = list(matplotlib.colormaps["turbo"].resampled(len(arms))(range(len(arms))))
+    handles = []
+    for index, arm in enumerate(arms):
+        color = colors[index]
+        handles.append(Line2D([], [], color=color, label=arm.label))
+        for axes, name, style, scale in [
+            (loss, "task_loss", "--", 1),
+            (loss, "val_loss", "-", 1),
+            (score, f"train_{metric.key}", "--", metric.scale),
+            (score, f"val_{metric.key}", "-", metric.scale),
+        ]:
+            curves = by_epoch(runs, records, arm.name, name)
+            if curves:
+                _plot_band(axes, curves, scale, color, style)
+    loss.set(xlabel="epoch", ylabel="loss", yscale="log")
+    loss.yaxis.set_major_formatter(_log_tick)
+    loss.yaxis.set_minor_formatter(_log_tick)
+    score.set(xlabel="epoch", ylabel=metric.title)
+    if metric.higher_is_better:
+        score.set_ylim(0, None)
+    else:
+        score.set_yscale("log")
+    for axes in (loss, score):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    for style, label in [("--", "training"), ("-", "validation")]:
+        handles.append(Line2D([], [], color="black", ls=style, label=label))
+    if setting.chance is not None:
+        score.axhline(metric.scale * setting.chance, color="black", lw=0.8, ls=":")
+        handles.append(Line2D([], [], color="black", lw=0.8, ls=":", label="chance"))
+    columns = min(len(handles), 6)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+    n = len(config.seeds)
+    seeds = "1 seed" if n == 1 else f"mean and range of {n} seeds"
+    smoke = " (a smoke run)" if config.quick else ""
+    figure.suptitle(f"{setting.title}, {seeds}{smoke}")
+    figure.savefig(path, dpi=150, format="png")
+
+
+def _plot_band(
+    axes: Any, curves: Sequence[Sequence[float]], scale: float, color: Any, style: str
+) -> None:
+    columns = [[scale * value for value in column] for column in zip(*curves, strict=True)]
+    epochs = range(1, len(columns) + 1)
+    axes.plot(epochs, [sum(c) / len(c) for c in columns], style, color=color, lw=1.6)
+    if len(curves) > 1:
+        low, high = [min(c) for c in columns], [max(c) for c in columns]
+        axes.fill_between(epochs, low, high, color=color, alpha=0.12, linewidth=0)
+
+
+def _log_tick(value: float, _: int) -> str:
+    """Label 1, 2 and 5 times a power of ten."""
+    return f"{value:g}" if f"{value:e}"[0] in "125" else ""
+
+
+def by_epoch(
+    runs: Sequence[Mapping[str, Any]],
+    records: Mapping[str, Sequence[Mapping[str, Any]]],
+    arm: str,
+    name: str,
+) -> list[list[float]]:
+    """One value an epoch of each run of an arm, in the order of `runs`; empty if not recorded."""
+    logs = [records[run["key"]] for run in runs if run["arm"] == arm]
+    return [[record[name] for record in log] for log in logs if log and name in log[0]]

@@ -1,0 +1,234 @@
+"""What an experiment declares; everything else is shared."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+
+from pyguide.experiments.data.splits import Split, Splits
+from pyguide.experiments.errors import UserError
+from pyguide.experiments.harness.config import Config
+from pyguide.guidance import Guidance
+
+__all__ = ["Arm", "Experiment", "Metric", "Setting", "three_arms"]
+
+C = TypeVar("C", bound=Config)
+
+Optimization = tuple[Optimizer, "LRScheduler | None"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a run is judged by.
+
+    Attributes
+    ----------
+    key : str
+        Its name in the records, after ``train_``, ``val_`` and ``test_``.
+    label, unit : str
+        For tables and axes.
+    scale : float
+        Factor from the records to the table.
+    higher_is_better : bool
+        False for a perplexity.
+    """
+
+    key: str = "accuracy"
+    label: str = "accuracy"
+    unit: str = "%"
+    scale: float = 100.0
+    higher_is_better: bool = True
+
+    @property
+    def title(self) -> str:
+        """The label with its unit."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train the target, compared with its baseline.
+
+    Attributes
+    ----------
+    name, label : str
+        For options and files; for tables and curves.
+    guide : str
+        ``"none"``, ``"trained"`` or ``"untrained"``.
+    guidance : dict
+        Options of :class:`pyguide.Guidance`; the weight is the configuration's unless given.
+    changes : dict
+        Fields of the :class:`Config` that differ in this arm.
+    baseline : str or None
+        The arm whose results are subtracted, seed by seed.
+    paper : (float, float) or None
+        The paper's mean and standard error, in the metric's unit.
+    """
+
+    name: str
+    label: str
+    guide: str = "none"
+    guidance: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    baseline: str | None = "none"
+    paper: tuple[float, float] | None = None
+
+
+def three_arms(**paper: tuple[float, float]) -> tuple[Arm, ...]:
+    """The paper's arms: no guide, a trained guide, an untrained guide."""
+    return (
+        Arm("none", "no guide", baseline=None, paper=paper.get("none")),
+        Arm("trained", "trained guide", "trained", paper=paper.get("trained")),
+        Arm("untrained", "untrained guide", "untrained", paper=paper.get("untrained")),
+    )
+
+
+class Setting(ABC, Generic[C]):
+    """An experiment at one scale: its data, networks, metric and shipped configuration.
+
+    Methods draw from torch's global generator, which is seeded before; they must not
+    depend on anything else, so that a run can be repeated and resumed.
+    """
+
+    #: One line for reports, and the names of the data set and of the paper's measurement.
+    title: str
+    data_name: str
+    paper_name: str
+    #: Arms in the order of the report.
+    arms: tuple[Arm, ...]
+    #: The shipped configuration, and what a smoke run (``--quick``) changes in it.
+    config: C
+    quick: ClassVar[Mapping[str, Any] | None] = None
+    metric = Metric()
+    #: The metric of guessing, drawn in the curves.
+    chance: float | None = None
+    #: A prediction counts as right if it is among the k largest logits.
+    top_k = 1
+    #: Packages of the extra "experiments" that it imports, beside those of the report.
+    packages: tuple[str, ...] = ()
+
+    @abstractmethod
+    def data(self, config: C, cache: Path) -> Splits:
+        """The data on the configuration's device; `cache` is a folder for what is slow to make."""
+
+    @abstractmethod
+    def target(self, config: C, data: Splits) -> nn.Module:
+        """A new target network."""
+
+    @abstractmethod
+    def guide(self, config: C, data: Splits) -> nn.Module:
+        """A new guide network."""
+
+    def check(self, config: C) -> None:
+        """Raise UserError for what can be known to fail before any work."""
+
+    def describe(self, config: C) -> str:
+        """One or two sentences for the report: the target, and what differs from the paper."""
+        return f"{config.epochs} epochs of batch {config.batch_size}."
+
+    def cost(self, config: C, arm: Arm) -> float:
+        """Time of an epoch relative to other arms, for the order of jobs and the time left."""
+        return 1.0 if arm.guide == "none" else 2.0
+
+    def target_optimizer(self, model: nn.Module, config: C, lr: float, steps: int) -> Optimization:
+        """The optimizer and a schedule that is stepped with it; `steps` are those of an epoch."""
+        return torch.optim.Adam(model.parameters(), lr=lr, fused=True), None
+
+    def guide_optimizer(self, model: nn.Module, config: C, steps: int) -> Optimization:
+        """The same for training the guide."""
+        optimizer = torch.optim.AdamW(model.parameters(), lr=config.guide_lr, fused=True)
+        total = config.guide_epochs * steps
+        return optimizer, OneCycleLR(optimizer, config.guide_lr, total_steps=total)
+
+    def guidance(self, target: nn.Module, guide: nn.Module, config: C, arm: Arm) -> Guidance:
+        """What guides the target in an arm."""
+        return Guidance(target, guide, **{"weight": config.weight, **arm.guidance})
+
+    def guidance_loss(self, guidance: Guidance, x: Any, y: Any) -> Tensor:
+        """The guidance term of a batch."""
+        return guidance.loss(x)
+
+    def task_loss(self, output: Any, y: Any) -> Tensor:
+        """The task's loss of a batch."""
+        return F.cross_entropy(output, y)
+
+    def train_metrics(self, output: Any, y: Any) -> dict[str, Tensor]:
+        """Metrics of a training batch by name, as scalars on the device."""
+        return {self.metric.key: self._right(output, y).float().mean()}
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
+        """The mean loss and the metric of a split, in evaluation mode."""
+        model.eval()
+        loss, right, samples = 0.0, 0, 0
+        for x, y in split.batches():
+            output = model(x)
+            loss += F.cross_entropy(output, y).item() * len(y)
+            right += int(self._right(output, y).sum())
+            samples += len(y)
+        return {"loss": loss / samples, self.metric.key: right / samples}
+
+    def _right(self, logits: Tensor, y: Tensor) -> Tensor:
+        k = min(self.top_k, logits.shape[1])
+        return (logits.topk(k, dim=1).indices == y.unsqueeze(1)).any(dim=1)
+
+    def checked(self, config: C) -> C:
+        """The configuration, if its arms have what they need; else UserError."""
+        known = [arm.name for arm in self.arms]
+        for name in config.arms:
+            if name not in known:
+                raise UserError(f"--arms: unknown arm {name!r}; the arms are {', '.join(known)}")
+            if not config.sweep and name not in config.lr:
+                raise UserError(f"--lr: arm {name} has no learning rate")
+        weights = config.guide_weights
+        if weights is not None and not Path(weights).is_file():
+            raise UserError(f"--guide-weights: {weights} is no file")
+        self.check(config)
+        return config
+
+    def variants(self, config: C) -> list[Arm]:
+        """The arms of a configuration; with ``--vary``, each at every combination of values."""
+        arms = [arm for name in config.arms for arm in self.arms if arm.name == name]
+        if not config.vary:
+            return arms
+        combinations = [
+            dict(zip(config.vary, values, strict=True)) for values in product(*config.vary.values())
+        ]
+        return [_variant(arm, changes) for changes in combinations for arm in arms]
+
+
+def _variant(arm: Arm, changes: Mapping[str, Any]) -> Arm:
+    suffix = "".join(f",{name}={value}" for name, value in changes.items())
+    label = "".join(f", {name.replace('_', ' ')} {value}" for name, value in changes.items())
+    return Arm(
+        arm.name + suffix,
+        arm.label + label,
+        arm.guide,
+        arm.guidance,
+        {**arm.changes, **changes},
+        None if arm.baseline is None else arm.baseline + suffix,
+    )
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A name for ``pyguide train``, and the settings by scale; the first is the default.
+
+    A module of :mod:`pyguide.experiments` with one named ``EXPERIMENT`` is found by itself.
+    """
+
+    name: str
+    summary: str
+    description: str
+    scales: Mapping[str, Setting[Any]]
+    examples: Sequence[str] = ()

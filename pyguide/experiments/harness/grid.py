@@ -1,0 +1,91 @@
+"""The grid of an experiment: arms x learning rates x seeds, as tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from pyguide.experiments.harness.config import Config
+from pyguide.experiments.harness.experiment import Arm, Setting
+from pyguide.experiments.harness.jobs import Files, GuideJob, TargetJob, arm_config
+from pyguide.experiments.harness.progress import Task
+
+__all__ = ["final_tasks", "pick", "shipped_rates", "sweep_tasks", "with_guides"]
+
+FilesOf = Callable[[str, str], Files]
+
+
+def sweep_tasks(setting: Setting[Any], config: Config, files: FilesOf) -> list[Task]:
+    """Every arm at every learning rate with the sweep's seed."""
+    return [
+        _task(setting, config, files, arm, config.sweep_seed, lr, sweep=True)
+        for arm in setting.variants(config)
+        for lr in config.lrs
+    ]
+
+
+def final_tasks(
+    setting: Setting[Any], config: Config, files: FilesOf, rates: Mapping[str, float]
+) -> list[Task]:
+    """Every arm that has a learning rate with every final seed."""
+    return [
+        _task(setting, config, files, arm, seed, rates[arm.name], sweep=False)
+        for arm in setting.variants(config)
+        if arm.name in rates
+        for seed in config.seeds
+    ]
+
+
+def _task(
+    setting: Setting[Any],
+    config: Config,
+    files: FilesOf,
+    arm: Arm,
+    seed: int,
+    lr: float,
+    *,
+    sweep: bool,
+) -> Task:
+    key = f"sweep-{arm.name}-lr{lr!r}" if sweep else f"{arm.name}-seed{seed}"
+    own = arm_config(config, arm)
+    guide = guide_key(arm, seed)
+    job = TargetJob(setting, own, arm, seed, lr, sweep, files(key, guide))
+    needs = guide if arm.guide == "trained" and own.guide_weights is None else None
+    return Task(key, job, needs=needs, cost=setting.cost(own, arm))
+
+
+def guide_key(arm: Arm, seed: int) -> str:
+    """The task of an arm's trained guide; arms with the same configuration share it."""
+    return f"guide-seed{seed}" + "".join(f",{name}={value}" for name, value in arm.changes.items())
+
+
+def with_guides(tasks: Sequence[Task], files: FilesOf) -> list[Task]:
+    """The tasks in the order to start them: the guides that they need, then the long ones."""
+    guides = {}
+    for task in tasks:
+        job = task.job
+        assert isinstance(job, TargetJob)
+        if task.needs is not None and task.needs not in guides:
+            own = files(task.needs, task.needs)
+            guide = GuideJob(job.setting, job.config, job.seed, not job.sweep, own)
+            guides[task.needs] = Task(task.needs, guide)
+    # Long jobs before short ones, so that the workers end at about the same time.
+    return [*guides.values(), *sorted(tasks, key=lambda task: -task.cost)]
+
+
+def shipped_rates(setting: Setting[Any], config: Config) -> dict[str, float]:
+    """The configuration's learning rate of each arm."""
+    return {arm.name: config.lr[arm.name.partition(",")[0]] for arm in setting.variants(config)}
+
+
+def pick(runs: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The learning rate of lowest validation loss of each arm of a sweep.
+
+    An arm that diverged at every rate has none.
+    """
+    best: dict[str, Mapping[str, Any]] = {}
+    for run in runs:
+        arm = run["arm"]
+        if "diverged" not in run and (arm not in best or run["val_loss"] < best[arm]["val_loss"]):
+            best[arm] = run
+    return {arm: run["lr"] for arm, run in best.items()}

@@ -1,0 +1,204 @@
+"""The jobs of an experiment: train a guide, or a target in one arm with one seed.
+
+A job's result depends only on its fields and the data, not on the jobs beside it. Arms of
+the same seed share the target's initialisation, the batch order and, until their weights
+part, the dropout masks, so their differences can be taken pair by pair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyguide.experiments.data.splits import Splits
+from pyguide.experiments.harness.checkpoint import Checkpoint
+from pyguide.experiments.harness.config import GRID_FIELDS, Config
+from pyguide.experiments.harness.experiment import Arm, Setting
+from pyguide.experiments.harness.trainer import Report, Trainer
+from pyguide.experiments.torch_files import load_tensors, save_tensors
+from pyguide.guidance import Guidance
+
+__all__ = ["Files", "GuideJob", "TargetJob", "arm_config"]
+
+# Offset between the seeds of a run's target and its guide, so that the two networks
+# and the runs of neighbouring seeds draw from different streams.
+_GUIDE_SEED_OFFSET = 1_000_003
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a job reads and writes.
+
+    Attributes
+    ----------
+    cache : Path
+        Folder of the data.
+    checkpoint : Path
+        The job's own checkpoint.
+    checkpoint_seconds : float
+        Least time between two checkpoints.
+    guide : Path
+        Weights of the trained guide.
+    """
+
+    cache: Path
+    checkpoint: Path
+    checkpoint_seconds: float
+    guide: Path
+
+
+@dataclass(frozen=True)
+class GuideJob:
+    """Train a guide and save the weights of the epoch with the lowest validation loss.
+
+    Attributes
+    ----------
+    seed : int
+        Seed of initialisation and batch order.
+    score_test : bool
+        Whether to score the test split.
+    """
+
+    setting: Setting[Any]
+    config: Config
+    seed: int
+    score_test: bool
+    files: Files
+
+    @property
+    def name(self) -> str:
+        """The job's name in messages."""
+        return f"guide seed {self.seed}"
+
+    @property
+    def epochs(self) -> int:
+        """Number of records to expect."""
+        return self.config.guide_epochs
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the result depends on, as JSON types."""
+        return {"arm": None} | _identity(self.config, self.seed, self.score_test)
+
+    def run(self, report: Report) -> dict[str, Any]:
+        """Train, save the weights and return the result."""
+        config = self.config
+        data = self.setting.data(config, self.files.cache)
+        guide = _new_guide(self.setting, config, data, self.seed)
+        steps = len(data.train) // config.guide_batch_size
+        trainer = Trainer(
+            self.setting,
+            guide,
+            self.setting.guide_optimizer(guide, config, steps),
+            data,
+            seed=self.seed,
+            epochs=config.guide_epochs,
+            batch_size=config.guide_batch_size,
+            score_test=self.score_test,
+            keep_best=True,
+        )
+        result = trainer.run(report, _checkpoint(self))
+        save_tensors(self.files.guide, trainer.best_weights)
+        return result
+
+
+@dataclass(frozen=True)
+class TargetJob:
+    """Train the target in one arm.
+
+    Attributes
+    ----------
+    arm : Arm
+    seed : int
+        Seed of initialisation, batch order, dropout and the untrained guide.
+    lr : float
+    sweep : bool
+        Whether this is a run of a sweep: no test scores, and divergence is its result.
+    """
+
+    setting: Setting[Any]
+    config: Config
+    arm: Arm
+    seed: int
+    lr: float
+    sweep: bool
+    files: Files
+
+    @property
+    def name(self) -> str:
+        """The job's name in messages."""
+        return (
+            f"{'sweep, ' if self.sweep else ''}arm {self.arm.name} seed {self.seed} lr {self.lr:g}"
+        )
+
+    @property
+    def epochs(self) -> int:
+        """Number of records to expect."""
+        return self.config.epochs
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the result depends on, as JSON types."""
+        own = {"arm": self.arm.name, "lr": self.lr}
+        return own | _identity(self.config, self.seed, not self.sweep)
+
+    def run(self, report: Report) -> dict[str, Any]:
+        """Train and return the result; of a sweep's run also ``{"diverged": reason}``."""
+        config = self.config
+        data = self.setting.data(config, self.files.cache)
+        torch.manual_seed(self.seed)
+        target = self.setting.target(config, data).to(config.device)
+        steps = len(data.train) // config.batch_size
+        optimization = self.setting.target_optimizer(target, config, self.lr, steps)
+        trainer = Trainer(
+            self.setting,
+            target,
+            optimization,
+            data,
+            seed=self.seed,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            guidance=self._guidance(target, data),
+            clip=config.clip,
+            score_test=not self.sweep,
+        )
+        try:
+            return trainer.run(report, _checkpoint(self))
+        except FloatingPointError as error:
+            if self.sweep:
+                return {"diverged": str(error)}
+            raise
+
+    def _guidance(self, target: nn.Module, data: Splits) -> Guidance | None:
+        if self.arm.guide == "none":
+            return None
+        guide = _new_guide(self.setting, self.config, data, self.seed)
+        if self.arm.guide == "trained":
+            given = self.config.guide_weights
+            guide.load_state_dict(load_tensors(self.files.guide if given is None else Path(given)))
+        return self.setting.guidance(target, guide, self.config, self.arm)
+
+
+def _new_guide(setting: Setting[Any], config: Config, data: Splits, seed: int) -> nn.Module:
+    """An initialised guide that leaves the global random stream as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + _GUIDE_SEED_OFFSET)
+        return setting.guide(config, data).to(config.device)
+
+
+def _identity(config: Config, seed: int, score_test: bool) -> dict[str, Any]:
+    values = {k: v for k, v in config.to_json().items() if k not in GRID_FIELDS}
+    return {"seed": seed, "score_test": score_test, "config": values}
+
+
+def _checkpoint(job: GuideJob | TargetJob) -> Checkpoint:
+    return Checkpoint(job.files.checkpoint, job.identity, job.files.checkpoint_seconds)
+
+
+def arm_config(config: Config, arm: Arm) -> Config:
+    """The configuration of an arm's jobs."""
+    return replace(config, **arm.changes)

@@ -1,0 +1,41 @@
+"""The packages that an experiment needs, beside torch."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+import pyguide
+from pyguide.experiments.errors import UserError
+
+__all__ = ["check_packages", "versions"]
+
+# What the report and the progress bar need.
+_SHARED = ("matplotlib", "numpy", "tqdm")
+
+
+def check_packages(packages: tuple[str, ...]) -> None:
+    """Raise UserError unless the shared packages and these are installed."""
+    missing = [name for name in (*_SHARED, *packages) if _version(name) is None]
+    if missing:
+        raise UserError(f"this needs {', '.join(missing)}: run pip install 'pyguide[experiments]'")
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str | None]:
+    """Versions of what computes the numbers."""
+    return {
+        "pyguide": pyguide.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{name: _version(name) for name in ("numpy", *packages)},
+        "cpu": pyguide.backends()["cpu"].detail,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

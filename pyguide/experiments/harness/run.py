@@ -1,0 +1,210 @@
+"""A run: the sweep, the final runs at the rates that it picked, and the report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pyguide.experiments.data.splits import Splits
+from pyguide.experiments.errors import UserError
+from pyguide.experiments.files import atomic_write, writing
+from pyguide.experiments.harness.config import Config
+from pyguide.experiments.harness.curves import plot_curves
+from pyguide.experiments.harness.experiment import Experiment
+from pyguide.experiments.harness.folder import RunFolder
+from pyguide.experiments.harness.grid import (
+    final_tasks,
+    pick,
+    shipped_rates,
+    sweep_tasks,
+    with_guides,
+)
+from pyguide.experiments.harness.jobs import GuideJob, TargetJob, arm_config
+from pyguide.experiments.harness.processes import run_tasks
+from pyguide.experiments.harness.progress import Progress, Task
+from pyguide.experiments.harness.report import summarize, table
+from pyguide.experiments.torch_files import DamagedFile, load_tensors
+
+__all__ = ["Run"]
+
+
+class Run:
+    """The work of one run folder.
+
+    Parameters
+    ----------
+    folder : RunFolder
+    experiment : Experiment
+    scale : str
+    config : Config
+    workers : int
+        Processes at a time.
+    """
+
+    def __init__(
+        self, folder: RunFolder, experiment: Experiment, scale: str, config: Config, workers: int
+    ) -> None:
+        self.folder, self.experiment, self.scale = folder, experiment, scale
+        self.setting, self.config, self.workers = experiment.scales[scale], config, workers
+        self.arms = self.setting.variants(config)
+        self.sweep = sweep_tasks(self.setting, config, folder.files) if config.sweep else []
+        self.failed: dict[str, str] = {}
+        self._named: set[str] = set()  # Guides whose damage has been told.
+
+    def __call__(self) -> dict[str, Any]:
+        """Do what the folder lacks; write and return the results."""
+        with writing(self.folder.path):
+            # Made, and found whole, before any job reads it.
+            self._check_batches(self.setting.data(self.config, self.folder.cache))
+        sweep = self._pending(self.sweep)
+        final = self._pending(self._final_tasks(self._rates(assumed=True)))
+        planned = list({task.key: task for task in [*sweep, *final]}.values())
+        if self.config.quick:
+            print("--quick: a smoke run; its numbers say nothing about guidance", file=sys.stderr)
+        jobs = "1 job" if len(planned) == 1 else f"{len(planned)} jobs"
+        print(f"{jobs}, {self.workers} at a time, in {self.folder.path}", file=sys.stderr)
+        self.progress = Progress(planned)
+        self._done, self._planned = 0, len(planned)
+        try:
+            self._run(sweep)
+            self._run(self._pending(self._final_tasks(self._rates())))
+            self._skip_unpicked(final)
+            return self._finish()
+        finally:
+            self.progress.close()
+
+    def _check_batches(self, data: Splits) -> None:
+        for arm in self.arms:
+            own = arm_config(self.config, arm)
+            sizes = {"--batch-size": own.batch_size}
+            if arm.guide == "trained" and own.guide_weights is None:
+                sizes["--guide-batch-size"] = own.guide_batch_size
+            for name, size in sizes.items():
+                if len(data.train) < size:
+                    raise UserError(
+                        f"{name}: {len(data.train)} training samples do not fill a batch of {size}"
+                    )
+
+    def _pending(self, targets: Sequence[Task]) -> list[Task]:
+        """The targets that the folder lacks, and the guides that these need and it lacks."""
+        lacking = [task for task in targets if not self._finished(task)]
+        return [
+            task
+            for task in with_guides(lacking, self.folder.files)
+            if not (self._finished(task) and self._usable(task))
+        ]
+
+    def _finished(self, task: Task) -> bool:
+        return self.folder.finished(task.key, task.job)
+
+    def _usable(self, task: Task) -> bool:
+        """Whether the weights of a finished guide can be read."""
+        if not isinstance(task.job, GuideJob):
+            return True
+        try:
+            load_tensors(task.job.files.guide)
+        except (DamagedFile, FileNotFoundError) as error:
+            if task.key not in self._named:
+                self._named.add(task.key)
+                print(f"{task.job.name}: trained again: {error}", file=sys.stderr)
+            return False
+        return True
+
+    def _rates(self, *, assumed: bool = False) -> dict[str, float]:
+        """Learning rates by arm; `assumed` fills in one where the sweep has not ended."""
+        if not self.config.sweep:
+            return shipped_rates(self.setting, self.config)
+        unfinished = {
+            task.job.arm.name
+            for task in self.sweep
+            if isinstance(task.job, TargetJob) and not self._finished(task)
+        }
+        picked = pick(self._runs(self.sweep))
+        rates = {arm: lr for arm, lr in picked.items() if arm not in unfinished}
+        if assumed:
+            rates = {arm.name: self.config.lrs[0] for arm in self.arms} | rates
+        return rates
+
+    def _final_tasks(self, rates: dict[str, float]) -> list[Task]:
+        return final_tasks(self.setting, self.config, self.folder.files, rates)
+
+    def _run(self, tasks: Sequence[Task]) -> None:
+        self.failed |= run_tasks(
+            tasks,
+            workers=self.workers,
+            threads=self.config.threads,
+            on_epoch=lambda task, record: self.folder.add_epoch(task.key, task.job, record),
+            on_result=self._on_result,
+            progress=self.progress,
+        )
+
+    def _on_result(self, task: Task, result: dict[str, Any]) -> None:
+        self.folder.add_result(task.key, task.job, result)
+        self.folder.write_results(self.results())
+        self._done += 1
+        count = f"[{self._done}/{self._planned}] {task.job.name}"
+        self.progress.message(f"{count}: {self._outcome(result)}")
+
+    def _outcome(self, result: dict[str, Any]) -> str:
+        if "diverged" in result:
+            return result["diverged"]
+        metric = self.setting.metric
+        kind = "test" if f"test_{metric.key}" in result else "validation"
+        value = metric.scale * result[f"{'test' if kind == 'test' else 'val'}_{metric.key}"]
+        at = f"best epoch {result['best_epoch']}, {result['seconds']:.0f} s"
+        return f"{kind} {metric.label} {value:.1f} {metric.unit}".rstrip() + f" ({at})"
+
+    def _skip_unpicked(self, planned: Sequence[Task]) -> None:
+        """Name the final runs whose arm got no learning rate."""
+        rates = self._rates()
+        for task in planned:
+            job = task.job
+            if isinstance(job, TargetJob) and job.arm.name not in rates:
+                self.failed[task.key] = f"its sweep gave no learning rate for arm {job.arm.name}"
+                self.progress.skip(task)
+
+    def _runs(self, tasks: Sequence[Task]) -> list[dict[str, Any]]:
+        """The finished ones of the tasks as records."""
+        runs = []
+        for task in tasks:
+            if self._finished(task):
+                job = task.job
+                arm = {"arm": job.arm.name, "lr": job.lr} if isinstance(job, TargetJob) else {}
+                names = {"key": task.key, **arm, "seed": task.job.identity["seed"]}
+                runs.append(names | self.folder.result(task.key))
+        return runs
+
+    def results(self) -> dict[str, Any]:
+        """What ``results.json`` holds: the same whatever the order in which jobs ended."""
+        rates = self._rates()
+        final = self._final_tasks(rates)
+        tasks = with_guides([*self.sweep, *final], self.folder.files)
+        guides = [task for task in tasks if isinstance(task.job, GuideJob)]
+        runs = self._runs(final)
+        metric = self.setting.metric.key
+        return {
+            "experiment": self.experiment.name,
+            "scale": self.scale,
+            "learning_rates": rates,
+            "sweep": self._runs(self.sweep),
+            "guides": self._runs(guides),
+            "runs": runs,
+            "failed": dict(sorted(self.failed.items())),
+            "summary": summarize(self.arms, runs, self.folder.records, metric),
+        }
+
+    def _finish(self) -> dict[str, Any]:
+        results = self.results()
+        self.folder.write_results(results)
+        records = {run["key"]: self.folder.records(run["key"]) for run in results["runs"]}
+        with writing(self.folder.path):
+            with atomic_write(self.folder.table) as temporary:
+                text = table(self.setting, self.config, self.arms, results)
+                temporary.write_text(text, encoding="utf-8")
+            if results["runs"]:
+                with atomic_write(self.folder.curves) as temporary:
+                    plot_curves(
+                        self.setting, self.config, self.arms, results["runs"], records, temporary
+                    )
+        return results

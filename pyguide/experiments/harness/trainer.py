@@ -1,0 +1,205 @@
+"""One model trained epoch by epoch, so that it can be stopped and go on: on the CPU, bitwise."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pyguide.experiments.data.splits import Splits
+from pyguide.experiments.harness.checkpoint import Checkpoint
+from pyguide.experiments.harness.experiment import Optimization, Setting
+from pyguide.guidance import Guidance
+
+__all__ = ["Report", "Trainer"]
+
+
+class Report(Protocol):
+    """Where a job tells of its progress."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """The record of an epoch that was just done."""
+
+    def restored(self, records: list[dict[str, Any]]) -> None:
+        """The records of the epochs before a checkpoint, of a job that goes on."""
+
+    def note(self, text: str) -> None:
+        """Something to show to the user."""
+
+
+class Trainer:
+    """Trains a model on its task, guided or not, and scores it after every epoch.
+
+    A record holds the epoch's mean task and guidance terms, the norms of both terms'
+    gradients over all parameters in the epoch's first batch, and the scores.
+
+    Parameters
+    ----------
+    setting : Setting
+        Losses and metrics.
+    model, optimization
+        The network, its optimizer and the schedule stepped with it.
+    data : Splits
+    seed : int
+        Of batch order and dropout.
+    epochs, batch_size : int
+    guidance : Guidance, optional
+    clip : float, optional
+        Norm to which the gradient is clipped.
+    score_test : bool
+        Whether to score the test split too; nothing here depends on the score.
+    keep_best : bool
+        Whether to keep the weights of the epoch with the lowest validation loss.
+    """
+
+    def __init__(
+        self,
+        setting: Setting[Any],
+        model: nn.Module,
+        optimization: Optimization,
+        data: Splits,
+        *,
+        seed: int,
+        epochs: int,
+        batch_size: int,
+        guidance: Guidance | None = None,
+        clip: float | None = None,
+        score_test: bool = False,
+        keep_best: bool = False,
+    ) -> None:
+        self.setting, self.model, self.data, self.guidance = setting, model, data, guidance
+        self.optimizer, self.schedule = optimization
+        self.seed, self.epochs, self.batch_size = seed, epochs, batch_size
+        self.clip, self.score_test, self.keep_best = clip, score_test, keep_best
+        self.generator = torch.Generator().manual_seed(seed)
+        self.records: list[dict[str, Any]] = []
+        self.best_weights: dict[str, Tensor] | None = None
+
+    def run(self, report: Report, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Train from the start or the checkpoint; return the scores of the best epoch.
+
+        Raises
+        ------
+        FloatingPointError
+            If a value of an epoch is not finite.
+        """
+        torch.manual_seed(self.seed)
+        state = checkpoint.load(report.note)
+        if state is not None:
+            self.load_state_dict(state)
+            report.restored(self.records)
+        before = self.records[-1]["seconds"] if self.records else 0.0
+        start = time.perf_counter()
+        for epoch in range(len(self.records) + 1, self.epochs + 1):
+            values = self._train_epoch() | self._scores()
+            for key, value in values.items():
+                if not math.isfinite(value):
+                    raise FloatingPointError(
+                        f"{key} became {value} in epoch {epoch}; a lower learning rate may help"
+                    )
+            seconds = before + time.perf_counter() - start
+            self.records.append({"epoch": epoch, "seconds": seconds, **values})
+            if self.keep_best and self._best()["epoch"] == epoch:
+                weights = self.model.state_dict()
+                self.best_weights = {key: value.clone() for key, value in weights.items()}
+            report.epoch(self.records[-1])
+            if epoch < self.epochs:
+                checkpoint.save_if_due(self.state_dict)
+        best = self._best()
+        scores = {k: v for k, v in best.items() if k.startswith(("val_", "test_"))}
+        return {"best_epoch": best["epoch"], **scores, "seconds": self.records[-1]["seconds"]}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the training depends on."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "guidance": None if self.guidance is None else self.guidance.state_dict(),
+            "best_weights": self.best_weights,
+            "records": self.records,
+            "batch_order": self.generator.get_state(),
+            "random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+        if self.guidance is not None:
+            self.guidance.load_state_dict(state["guidance"])
+        self.best_weights, self.records = state["best_weights"], state["records"]
+        self.generator.set_state(state["batch_order"])
+        torch.set_rng_state(state["random"])
+        if state["cuda_random"]:
+            torch.cuda.set_rng_state_all(state["cuda_random"])
+
+    def _best(self) -> dict[str, Any]:
+        return min(self.records, key=lambda record: record["val_loss"])
+
+    def _train_epoch(self) -> dict[str, float]:
+        self.model.train()
+        means, norms = _Means(), {}
+        for step, (x, y) in enumerate(self.data.train.shuffled(self.batch_size, self.generator)):
+            with nullcontext() if self.guidance is None else self.guidance.capture():
+                output = self.model(x)
+            losses = {"task": self.setting.task_loss(output, y)}
+            if self.guidance is not None:
+                losses["guidance"] = self.setting.guidance_loss(self.guidance, x, y)
+            if step == 0:
+                norms = {f"{k}_grad_norm": _grad_norm(v, self.model) for k, v in losses.items()}
+            self._update(torch.stack(list(losses.values())).sum())
+            metrics = self.setting.train_metrics(output, y)
+            means.add({f"train_{name}": value for name, value in metrics.items()})
+            means.add({f"{name}_loss": loss for name, loss in losses.items()})
+        return means.read() | norms
+
+    def _update(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
+        if self.guidance is not None:
+            self.guidance.step()
+
+    def _scores(self) -> dict[str, float]:
+        splits = {"val": self.data.val} | ({"test": self.data.test} if self.score_test else {})
+        return {
+            f"{name}_{key}": value
+            for name, split in splits.items()
+            for key, value in self.setting.evaluate(self.model, split).items()
+        }
+
+
+class _Means:
+    """Means of scalar tensors over an epoch, read from the device once."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for key, value in values.items():
+            self._values.setdefault(key, []).append(value.detach())
+
+    def read(self) -> dict[str, float]:
+        return {key: torch.stack(values).mean().item() for key, values in self._values.items()}
+
+
+def _grad_norm(loss: Tensor, model: nn.Module) -> float:
+    """Norm of the loss's gradient over all parameters; the graph stays usable."""
+    if not loss.requires_grad:  # A released guidance's term.
+        return 0.0
+    parameters = list(model.parameters())
+    grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    norms = [torch.linalg.vector_norm(g) for g in grads if g is not None]
+    return torch.linalg.vector_norm(torch.stack(norms)).item()

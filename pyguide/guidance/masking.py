@@ -1,0 +1,101 @@
+"""Padding masks: which samples count at which position of a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from pyguide.guidance.capture import Captured
+
+__all__ = [
+    "check_mask",
+    "filled",
+    "gathered",
+    "position_groups",
+    "same",
+    "valid",
+    "valid_in_both",
+]
+
+
+def check_mask(mask: Tensor, layers: Iterable[Tensor], *, per_token: bool) -> None:
+    """Raise unless the mask is (n, T) bool and some layer is (n, T, ...)."""
+    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool or mask.dim() != 2:
+        got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask)
+        raise TypeError(
+            "mask must be a bool tensor of shape (n, T), True where a position is valid, got "
+            f"{got}; for Hugging Face's attention_mask pass attention_mask.bool()"
+        )
+    shapes = [tuple(x.shape) for x in layers]
+    if not any(_has_positions(shape, mask, per_token) for shape in shapes):
+        raise ValueError(
+            f"mask is (n, T) = {tuple(mask.shape)}, but no layer is (n, T, ...) with these: their "
+            f"shapes are {', '.join(map(str, shapes))}"
+        )
+
+
+def _has_positions(shape: tuple[int, ...], mask: Tensor, per_token: bool) -> bool:
+    # The second axis of (n, d) layers is features, unless they are compared per token.
+    return shape[:2] == tuple(mask.shape) and (per_token or len(shape) > 2)
+
+
+def valid(captured: Captured, mask: Tensor | None, *, per_token: bool = False) -> Tensor | None:
+    """The (n, T) mask of one layer: its own, the user's if it fits, or both."""
+    x, own = captured
+    if mask is None or not _has_positions(tuple(x.shape), mask, per_token):
+        return own
+    mask = mask.to(x.device)
+    return mask if own is None else mask & own
+
+
+def valid_in_both(x: Captured, y: Captured, mask: Tensor | None) -> Tensor | None:
+    """The (n, T) mask of two layers that are compared per token."""
+    a, b = valid(x, mask, per_token=True), valid(y, mask, per_token=True)
+    return a & b if a is not None and b is not None else (b if a is None else a)
+
+
+def same(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two masks, or none, are equal. Reads masks that are two objects."""
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
+
+
+def filled(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x with padding replaced by the mean of its position's valid samples.
+
+    A padded sample is then an average one there: centred, its features are zero and add
+    nothing to any inner product. A position without valid samples is zero everywhere.
+    """
+    if mask is None:
+        return x
+    mask = mask.reshape(*mask.shape, *[1] * (x.dim() - 2))
+    known = torch.where(mask, x, 0)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    mean = known.sum(dim=0, keepdim=True, dtype=dtype) / mask.sum(dim=0, keepdim=True).clamp(min=1)
+    return torch.where(mask, x, mean.to(x.dtype))
+
+
+def position_groups(mask: Tensor, min_samples: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Positions (G,) with equally many valid samples m, and which samples those are: (m, G).
+
+    The samples are None where all are valid. Positions with fewer than `min_samples` are left
+    out. Reads the mask, so it waits for the device.
+    """
+    counts = mask.sum(dim=0)
+    for m in sorted(set(counts.tolist())):
+        if m < min_samples:
+            continue
+        positions = (counts == m).nonzero().squeeze(1)
+        if m == mask.size(0):
+            yield positions, None
+        else:
+            samples = mask.T[positions].nonzero()[:, 1]
+            yield positions, samples.view(len(positions), m).T
+
+
+def gathered(x: Tensor, positions: Tensor, samples: Tensor | None) -> Tensor:
+    """The (m, G, ...) part of x (n, T, ...) that :func:`position_groups` names."""
+    if samples is not None:
+        return x[samples, positions]
+    return x if len(positions) == x.size(1) else x.index_select(1, positions)

@@ -1,0 +1,69 @@
+"""Which tensor stands for what a layer returned."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from pyguide.guidance.paths import unwrapped
+
+__all__ = ["activations", "is_time_first"]
+
+# What the outputs of Hugging Face models call the last layer's activations.
+_NAMES = ("last_hidden_state", "logits")
+
+
+def activations(output: Any, time_first: bool) -> tuple[Tensor | None, Tensor | None]:
+    """The tensor that stands for a layer's output, batch axis first, and its padding mask.
+
+    A tuple or list stands for its first item; a dict or dataclass (Hugging Face's ModelOutput
+    is both) for its "last_hidden_state", its "logits" or its only tensor. A PackedSequence is
+    padded to (n, T, ...) and has a mask: (n, T) bool, True where it is valid. The tensor is
+    None where this finds none.
+
+    Parameters
+    ----------
+    output : object
+        What the layer returned.
+    time_first : bool
+        Whether a tensor of three axes is (T, n, d).
+    """
+    found = _representative(output)
+    if isinstance(found, PackedSequence):
+        padded, lengths = pad_packed_sequence(found, batch_first=True)
+        mask = torch.arange(padded.size(1)) < lengths[:, None]
+        return padded, mask.to(padded.device)
+    if not isinstance(found, Tensor):
+        return None, None
+    return (found.transpose(0, 1) if time_first and found.dim() == 3 else found), None
+
+
+def _representative(output: Any) -> Any:
+    if isinstance(output, (Tensor, PackedSequence)):
+        return output
+    if isinstance(output, (tuple, list)):
+        return output[0] if output else None
+    if isinstance(output, Mapping):
+        fields = dict(output)
+    elif dataclasses.is_dataclass(output):
+        fields = vars(output)
+    else:
+        return None
+    for name in _NAMES:
+        if isinstance(fields.get(name), Tensor):
+            return fields[name]
+    tensors = [value for value in fields.values() if isinstance(value, (Tensor, PackedSequence))]
+    return tensors[0] if len(tensors) == 1 else None
+
+
+def is_time_first(layer: nn.Module) -> bool:
+    """Whether the layer is one of torch's that put time before the batch."""
+    layer = unwrapped(layer)
+    if isinstance(layer, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
+        layer = layer.self_attn
+    return isinstance(layer, (nn.RNNBase, nn.MultiheadAttention)) and not layer.batch_first
