@@ -607,8 +607,7 @@ class Guidance:
         """What the networks' layers return for an example, as shapes."""
         target, guide = self._sources()
         transform = self._guide.transform if guide_inputs is None else None
-        if guide_inputs is None:
-            guide_inputs = self._guide.example_inputs(example)
+        guide_inputs = example if guide_inputs is None else guide_inputs
         state = self._guide.state_dict()  # the transform may be a noise with a state
         try:
             return (

@@ -298,6 +298,17 @@ def test_noise_replaces_floating_point_arguments_only():
     assert not torch.equal(gaussian_noise(seed=0)(x), gaussian_noise(seed=1)(x))
 
 
+def test_an_example_is_transformed_once_and_moves_no_random_state():
+    x, _ = batch()
+    target, guide = Net(1, 12, seed=0), nn.Sequential(nn.Linear(5, 9), nn.Linear(9, 4))
+    state = torch.get_rng_state()
+    guidance = Guidance(
+        target, guide, example=x, guide_transform=lambda x: torch.randn_like(x[:, ::2])
+    )
+    assert guidance.plan(x).rows[0].guide_shape == (N, 9)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 # --- gradients that reach the guide -------------------------------------------------------------
 
 
