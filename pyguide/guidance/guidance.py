@@ -250,13 +250,14 @@ class Guidance:
         """
         if self._idle:
             loss = torch.zeros((), device=self._device())
-            self._record = None if self.released else LossRecord(0.0, loss)
+            self._record = None if self.released else LossRecord(0.0, loss.clone())
             return loss
         comparison, xs, ys = self._activations(x, guide_inputs)
         with self._timed("distances"):
             distances = self._distances(comparison, xs, ys, mask)
         loss = self.weight * distances.sum()
-        self._record = LossRecord(self.weight, loss.detach(), distances.detach())
+        # A copy, for `loss /= 4` is in place.
+        self._record = LossRecord(self.weight, loss.detach().clone(), distances.detach())
         return loss
 
     def total_loss(
@@ -302,7 +303,7 @@ class Guidance:
         """
         guidance = self.loss(x, guide_inputs, mask=mask)
         record = self._record or LossRecord(0.0, guidance)
-        record.task = task_loss.detach()
+        record.task = task_loss.detach().clone()
         if grad_norms:
             parameters = [p for p in self.target.parameters() if p.requires_grad]
             record.task_grad_norm = grad_norm(task_loss, parameters)
@@ -370,7 +371,7 @@ class Guidance:
         if self._record is not None and self._record.step is None:
             self._record.step = self.steps
         self._count(self.steps + 1)
-        if self.release_at is not None and self.steps >= self.release_at:
+        if self._is_over(self.steps):
             self.release()
 
     @property

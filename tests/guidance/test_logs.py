@@ -64,6 +64,23 @@ def test_total_loss_is_the_sum_and_is_logged():
         assert guidance.log_dict() == logs
 
 
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+@pytest.mark.parametrize("options", [{"align_only": 1}, {}, {"release_at": 0}])
+def test_in_place_changes_of_the_loss_do_not_reach_the_logs(weight, options):
+    x, y = batch()
+    target, guide = Net(2, 12, seed=0), Net(2, 9, seed=1)
+    guidance = Guidance(target, guide, pairs=PAIRS, weight=weight, **options)
+    for total in (True, False):
+        with guidance.capture():
+            logits = target(x)
+        task_loss = F.cross_entropy(logits, y)
+        loss = guidance.total_loss(task_loss, x) if total else guidance.loss(x)
+        logs = {name: float(value) for name, value in guidance.log_dict().items()}
+        loss += 1
+        task_loss += 1
+        assert guidance.log_dict() == logs
+
+
 def test_logs_around_release():
     x, y = batch()
     target, guide = Net(2, 12, seed=0), Net(2, 9, seed=1)
