@@ -64,8 +64,8 @@ class Guidance:
         "cka", "debiased_cka" or an object from :mod:`pyguide.distances`.
     weight : float or callable
         Factor of the sum, finite: a number, or a function of the number of optimizer steps
-        taken, such as those in :mod:`pyguide.guidance.schedules`. While it is 0 the guide
-        does not run.
+        taken, such as those in :mod:`pyguide.guidance.schedules`; not asked after release.
+        While it is 0 the guide does not run.
     release_at : int, optional
         Number of optimizer steps after which the target trains alone. 0: never guided, and
         the guide is left as it is.
@@ -501,9 +501,11 @@ class Guidance:
         if self._closed:
             raise RuntimeError("this Guidance is closed")
         steps, released, pairs = int(state["step"]), bool(state["released"]), state["pairs"]
+        released = released or self._is_over(steps)
         guide = state["guide"]
         self._guide.check_state(guide)
-        weight_at(self._schedule, steps)
+        if not released:
+            weight_at(self._schedule, steps)
         if pairs is not None:
             pairs = [(target, guide) for target, guide in pairs]
             if pairs != self.pairs:
@@ -511,11 +513,11 @@ class Guidance:
                 if restored is not None:
                     self._set_pairs(restored)
                     self._detach()
+        self.released = released
         self._count(steps)
         self._guide.load_state_dict(guide)
         self._record = None
-        self.released = released or (self.release_at is not None and steps >= self.release_at)
-        if self.released:
+        if released:
             self._detach()
         elif self._recorders is None:
             self._attach()
@@ -528,9 +530,13 @@ class Guidance:
     def _count(self, steps: int) -> None:
         # Ready before the step, whose compiled code then reads no number that changes in
         # each step, and need not be compiled again for it.
-        self._weight = weight_at(self._schedule, steps)
+        if not (self.released or self._is_over(steps)):
+            self._weight = weight_at(self._schedule, steps)
         self._aligning = steps < self.align_only
         self.steps = steps
+
+    def _is_over(self, steps: int) -> bool:
+        return self.release_at is not None and steps >= self.release_at
 
     def _timed(self, part: str) -> AbstractContextManager[None]:
         return nullcontext() if self._clock is None else self._clock.span(part, self._device())
