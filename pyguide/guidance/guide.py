@@ -77,7 +77,9 @@ class FrozenGuide:
     def run(self, x: Any, inputs: Any = None) -> None:
         """One forward pass on `inputs`, or else on the transform of `x`."""
         self.freeze()
-        with torch.no_grad():
+        # Copies of buffers and statistics that are made here are for later steps too, and
+        # inference tensors could not change in these.
+        with torch.inference_mode(False), torch.no_grad():
             if inputs is None:
                 inputs = x if self.transform is None else self.transform(x)
             with self._buffers.used(), self._batch_norm():

@@ -190,6 +190,24 @@ def test_dropout_is_off(mode):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_validation_in_inference_mode_before_training_changes_nothing(mode):
+    """As trainers do to see that validation works."""
+    x, y = batch()
+    losses = []
+    for off in (torch.no_grad, torch.inference_mode):
+        target, guide = Net(2, 12, seed=0), _restless_guide()
+        before = _state(guide)
+        options = {"guide_mode": mode, "calibration_batches": 2}
+        guidance = Guidance(target, guide, pairs=[("blocks.0.0", "5")], **options)
+        with off():
+            first = _guided(target, guidance, x)
+        losses.append((first, *(step(target, guidance, x, y).item() for _ in range(2))))
+        for name, value in _state(guide).items():
+            assert torch.equal(value, before[name]), name
+    assert losses[0] == losses[1]
+
+
 # --- the guide's input --------------------------------------------------------------------------
 
 
