@@ -100,8 +100,9 @@ class Guidance:
     Notes
     -----
     The first axis of a captured output is the batch. torch's own recurrent, attention and
-    Transformer layers made with ``batch_first=False`` are transposed. :class:`pyguide.Pair`
-    says what stands for a tuple, a dict or a PackedSequence.
+    Transformer layers made with ``batch_first=False`` are transposed, and what is inside
+    these Transformers. :class:`pyguide.Pair` says what stands for a tuple, a dict or a
+    PackedSequence.
 
     The target may be compiled, or the whole step up to the loss, also with
     ``fullgraph=True``: give an `example` then, unless `pairs` lists paths, since hooks cannot

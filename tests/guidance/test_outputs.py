@@ -51,6 +51,35 @@ def test_time_first_layers_are_compared_by_sample(kind):
     assert loss == pytest.approx(distance(sequence, guide[0](x)), abs=1e-6)
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_layers_inside_a_transformer_are_compared_by_sample(batch_first):
+    x = torch.randn(N, 5, 6)
+
+    def network() -> nn.Module:
+        layer = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=batch_first)
+        return nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(6), enable_nested_tensor=False)
+
+    guide, target = network(), network()
+    outputs = {}
+    paths = ["layers.0.linear1", "layers.1", "norm"]
+    for path in paths:
+        target.get_submodule(path).register_forward_hook(
+            lambda module, args, output, path=path: outputs.update({path: output})
+        )
+    inputs = x if batch_first else x.transpose(0, 1)
+    guidance = Guidance(target, guide, pairs=[(path, "layers.0.linear2") for path in paths])
+    with guidance.capture():
+        target(inputs)
+    guidance.loss(inputs)
+    hidden = []
+    guide.layers[0].linear2.register_forward_hook(lambda m, args, output: hidden.append(output))
+    guide(inputs)
+    by_sample = [t if batch_first else t.transpose(0, 1) for t in (*outputs.values(), *hidden)]
+    assert all(t.shape[:2] == (N, 5) for t in by_sample)
+    *ours, other = by_sample
+    assert guidance.last.tolist() == pytest.approx([distance(t, other) for t in ours], abs=1e-6)
+
+
 def test_layers_inside_a_transformer_of_the_guide():
     """In eval mode without gradient torch has a fast path around the layers inside."""
     x = torch.randn(N, 5, 6)
