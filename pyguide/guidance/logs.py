@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -39,8 +40,11 @@ class LossRecord:
             "guidance/step": step if self.step is None else self.step,
         }
         if self.distances is not None:
+            seen: Counter[str] = Counter()
             for (target, guide), value in zip(pairs, self.distances.unbind(), strict=True):
-                values[f"guidance/{distance}/{target}~{guide}"] = value
+                name = f"guidance/{distance}/{target}~{guide}"
+                seen[name] += 1
+                values[name if seen[name] == 1 else f"{name}#{seen[name]}"] = value
         return {name: value for name, value in values.items() if value is not None}
 
 

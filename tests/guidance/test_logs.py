@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pyguide.distances import LinearCKA
-from pyguide.guidance import Guidance, schedules
+from pyguide.guidance import Guidance, Pair, schedules
 
 PAIRS = [("blocks.0.0", "head"), ("blocks.1.0", "blocks.0.0")]
 
@@ -37,6 +37,20 @@ def test_logs_of_loss():
     assert logs == {"guidance/loss": loss, "guidance/weight": 3.0, "guidance/step": 0}
     assert loss.item() == pytest.approx(3 * sum(v.item() for v in distances), rel=1e-6)
     assert guidance.last.tolist() == [v.item() for v in distances]
+
+
+def test_two_pairs_of_the_same_layers_are_both_logged():
+    x, _ = batch()
+    target, guide = Net(2, 12, seed=0), Net(2, 9, seed=1)
+    half = Pair("head", "head", extract=lambda output: output[:, :2])
+    guidance = Guidance(target, guide, pairs=[("head", "head"), half, PAIRS[0]])
+    with guidance.capture():
+        target(x)
+    guidance.loss(x)
+    names = ["head~head", "head~head#2", "blocks.0.0~head"]
+    logs = guidance.log_dict()
+    assert [logs[f"guidance/cka/{name}"] for name in names] == guidance.last.tolist()
+    assert len(set(guidance.last.tolist())) == 3
 
 
 def test_total_loss_is_the_sum_and_is_logged():
