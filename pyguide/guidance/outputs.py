@@ -30,9 +30,10 @@ def activations(output: Any, time_first: bool) -> tuple[Tensor | None, Tensor | 
     """The tensor that stands for a layer's output, batch axis first, and its padding mask.
 
     A tuple or list stands for its first item; a dict or dataclass (Hugging Face's ModelOutput
-    is both) for its "last_hidden_state", its "logits" or its only tensor. A PackedSequence is
-    padded to (n, T, ...) and has a mask: (n, T) bool, True where it is valid. The tensor is
-    None where this finds none.
+    is both) for its "last_hidden_state", its "logits" or its only tensor. A PackedSequence, or
+    a nested tensor such as nn.TransformerEncoder makes of padded input in eval mode, is padded
+    to (n, T, ...) and has a mask: (n, T) bool, True where it is valid. The tensor is None where
+    this finds none.
 
     Parameters
     ----------
@@ -48,6 +49,11 @@ def activations(output: Any, time_first: bool) -> tuple[Tensor | None, Tensor | 
         return padded, mask.to(padded.device)
     if not isinstance(found, Tensor):
         return None, None
+    if found.is_nested:
+        lengths = torch.tensor([sequence.size(0) for sequence in found.unbind()])
+        padded = found.to_padded_tensor(0.0)
+        mask = torch.arange(padded.size(1)) < lengths[:, None]
+        return padded, mask.to(padded.device)
     return (found.transpose(0, 1) if time_first and found.dim() == 3 else found), None
 
 
