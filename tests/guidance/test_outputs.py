@@ -248,3 +248,17 @@ def test_different_numbers_of_samples_raise_by_name(x):
     target = Pick(Layer(lambda x: x[: N // 2]), lambda output: output)
     with pytest.raises(ValueError, match=r"'layer' gave \(20, 6\) and guide layer '0' \(40, 5\)"):
         guided(target, mlp(6, 5, 3), x, pairs=[("layer", "0")])
+
+
+def test_pairs_with_different_numbers_of_samples_raise_by_name():
+    """Both networks put the positions of a sequence into the batch axis after the first layer."""
+    x = torch.randn(N, 5, 6)
+    target, guide = (
+        nn.Sequential(nn.Linear(6, d), nn.Flatten(0, 1), nn.Linear(d, 3)) for d in (4, 5)
+    )
+    message = (
+        r"'2' gave \(200, 3\) and guide layer '2' \(200, 3\), but target layer '0' gave "
+        r"\(40, 5, 4\) and guide layer '0' \(40, 5, 5\): .* in every pair"
+    )
+    with pytest.raises(ValueError, match=message):
+        guided(target, guide, x, pairs=[("0", "0"), ("2", "2")])
