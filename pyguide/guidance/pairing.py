@@ -31,8 +31,9 @@ class Pair:
     target, guide : str
         Dotted module paths as :func:`pyguide.list_layers` prints them. ``"relu:1"`` is the
         second call of a module that is called several times. Or globs: ``*`` and ``?`` stand
-        for characters of one part of a path, ``**`` for any number of parts. A glob means
-        its matches in execution order; both sides must have equally many, or one side one.
+        for characters of one part of a path, ``**`` for any number of parts, also none:
+        ``**.conv1`` matches ``conv1``. A glob means its matches in execution order; both sides
+        must have equally many, or one side one.
     per_token : bool
         Compare each position of two (n, T, ...) layers on its own; the pair's distance is
         the mean over the T positions, so that its weight does not depend on T.

@@ -88,7 +88,8 @@ def find_layer(layers: Mapping[str, nn.Module], path: str, owner: str) -> str:
 def matching_layers(layers: Mapping[str, nn.Module], pattern: str, owner: str) -> list[str]:
     """Paths of the modules that can be called and match a glob, each module once.
 
-    ``*`` and ``?`` stand for characters of one part of a path, ``**`` for any number of parts.
+    ``*`` and ``?`` stand for characters of one part of a path, ``**`` for any number of parts,
+    also none: ``**.conv1`` matches ``conv1``.
     """
     plain = _without_wrappers(pattern)
     while True:
@@ -111,8 +112,8 @@ def matching_layers(layers: Mapping[str, nn.Module], pattern: str, owner: str) -
 
 
 def _regular_expression(pattern: str) -> str:
-    symbols = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
-    parts = re.split(r"(\*\*|\*|\?|\[[^\]]+\])", pattern)
+    symbols = {"**.": r"(?:.*\.)?", "**": ".*", "*": "[^.]*", "?": "[^.]"}
+    parts = re.split(r"((?:^|(?<=\.))\*\*\.|\*\*|\*|\?|\[[^\]]+\])", pattern)
     return "".join(
         part.replace("[!", "[^", 1)
         if part.startswith("[") and part.endswith("]")
