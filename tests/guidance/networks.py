@@ -21,6 +21,10 @@ def mlp(*widths: int, inplace: bool = False, seed: int = 0) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(*widths[-2:]))
 
 
+def hooks(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) for module in model.modules())
+
+
 def guided(target: nn.Module, guide: nn.Module, x: torch.Tensor, **options: object) -> float:
     guidance = Guidance(target, guide, **options)
     with guidance.capture():

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from guided_training import hooks
-from networks import Layer, N, mlp
+from networks import Layer, N, hooks, mlp
 from torch import nn
 
 from pyguide.guidance import list_layers

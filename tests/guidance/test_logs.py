@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pyguide.distances import LinearCKA
-from pyguide.guidance import Guidance, schedules
+from pyguide.guidance import Guidance, Pair, schedules
 
 PAIRS = [("blocks.0.0", "head"), ("blocks.1.0", "blocks.0.0")]
 
@@ -37,6 +37,19 @@ def test_logs_of_loss():
     assert logs == {"guidance/loss": loss, "guidance/weight": 3.0, "guidance/step": 0}
     assert loss.item() == pytest.approx(3 * sum(v.item() for v in distances), rel=1e-6)
     assert guidance.last.tolist() == [v.item() for v in distances]
+
+
+def test_layers_that_are_paired_twice_are_logged_twice():
+    x = torch.randn(32, 4, 10)
+    target, guide = nn.Sequential(nn.Linear(10, 8)), nn.Sequential(nn.Linear(10, 6))
+    pairs = [("0", "0"), Pair("0", "0", per_token=True)]
+    guidance = Guidance(target, guide, pairs=pairs)
+    with guidance.capture():
+        target(x)
+    guidance.loss(x)
+    logs = guidance.log_dict()
+    assert logs["guidance/cka/0~0"] == guidance.last[0]
+    assert logs["guidance/cka/0~0#2"] == guidance.last[1] != guidance.last[0]
 
 
 def test_total_loss_is_the_sum_and_is_logged():

@@ -6,8 +6,7 @@ import json
 
 import pytest
 import torch
-from guided_training import hooks
-from networks import N, distance, mlp
+from networks import N, distance, hooks, mlp
 from torch import nn
 
 from pyguide.guidance import Guidance, Pair

@@ -7,8 +7,7 @@ import json
 
 import pytest
 import torch
-from guided_training import hooks
-from networks import Layer, N, mlp
+from networks import Layer, N, hooks, mlp
 from torch import Tensor, nn
 
 import pyguide

@@ -7,8 +7,7 @@ import weakref
 
 import pytest
 import torch
-from guided_training import hooks
-from networks import distance, guided, mlp
+from networks import distance, guided, hooks, mlp
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
