@@ -410,7 +410,8 @@ class Guidance:
 
         Keys are ``guidance/loss`` (the weighted term), ``guidance/weight``,
         ``guidance/step`` and ``guidance/<distance>/<target path>~<guide path>``, with ``#2``
-        at its end where the same layers are paired a second time; after :meth:`total_loss` also ``guidance/task_loss`` and, where it was asked for them,
+        at its end where the same layers are paired a second time; after :meth:`total_loss`
+        also ``guidance/task_loss`` and, where it was asked for them,
         ``guidance/grad_norm`` and ``guidance/task_grad_norm``. Weight and step are numbers,
         the rest are detached scalars on their device.
 
