@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from pyguide.distances.base import Distance
@@ -32,7 +33,8 @@ class LinearCKA(Distance):
     -----
     The biased CKA of *unrelated* layers is not 0: of independent d-dimensional Gaussian
     features it is about d / (n + d), for d = 512 that is 0.97, 0.89, 0.67 and 0.33 at
-    n = 16, 64, 256 and 1024. A call with n < 32 warns once.
+    n = 16, 64, 256 and 1024. A call with n < 32 warns once, if it is not
+    compiled.
 
     A pair with a degenerate layer (constant features, say) has CKA 0, so distance 1,
     and gradient 0 in both layers.
@@ -77,7 +79,8 @@ class LinearCKA(Distance):
         cka, degenerate = cka_pairs_and_flags(
             xs, ys, pairs=pairs, debiased=self.debiased, per_token=per_token
         )
-        if not (self.debiased or self._warned) and xs and xs[0].size(0) < _FEW_SAMPLES:
+        quiet = self.debiased or self._warned or torch.compiler.is_compiling()
+        if not quiet and xs and xs[0].size(0) < _FEW_SAMPLES:
             self._warned = True
             warnings.warn(
                 f"biased CKA of {xs[0].shape[0]} samples is close to 1 whatever the layers "

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pyguide.guidance.layers import call_model, undisturbed
-from pyguide.guidance.outputs import activations, is_time_first
-from pyguide.guidance.paths import split_call
+from pyguide.guidance.outputs import activations, time_first_layers
+from pyguide.guidance.paths import split_call, unwrapped
 
 __all__ = ["Captured", "Extract", "Recorder", "Source", "observed"]
 
@@ -91,7 +91,8 @@ class Recorder:
         self._model = model
         self._layers = layers
         self._sources = _by_path(sources)
-        self._time_first = {path for path in self._sources if is_time_first(layers[path])}
+        time_first = time_first_layers(model)
+        self._time_first = {p for p in self._sources if unwrapped(layers[p]) in time_first}
         self._handles = {
             path: layers[path].register_forward_hook(_Hook(self, path)) for path in self._sources
         }

@@ -83,11 +83,19 @@ class Comparison:
 
     def check(self, xs: Captures, ys: Captures) -> None:
         """Raise, with the names of the layers, unless their shapes can be compared."""
+        first = ""
+        samples = xs[0].tensor.shape[:1]
         for pair, (i, j) in zip(self.pairs, self.indices, strict=True):
             x, y = tuple(xs[i].tensor.shape), tuple(ys[j].tensor.shape)
             gave = f"target layer {pair.target!r} gave {x} and guide layer {pair.guide!r} {y}"
+            first = first or gave
             if x[:1] != y[:1]:
                 raise ValueError(f"{gave}: the first axis is the batch and must be the same")
+            if x[:1] != samples:
+                raise ValueError(
+                    f"{gave}, but {first}: the first axis is the batch and must be the same in "
+                    "every pair"
+                )
             if pair.per_token and (len(x) < 2 or x[:2] != y[:2]):
                 raise ValueError(
                     f"{gave}: a per-token pair compares (n, T, ...) with (n, T, ...), so "

@@ -64,8 +64,8 @@ class Guidance:
         "cka", "debiased_cka" or an object from :mod:`pyguide.distances`.
     weight : float or callable
         Factor of the sum, finite: a number, or a function of the number of optimizer steps
-        taken, such as those in :mod:`pyguide.guidance.schedules`. While it is 0 the guide
-        does not run.
+        taken, such as those in :mod:`pyguide.guidance.schedules`; not asked after release.
+        While it is 0 the guide does not run.
     release_at : int, optional
         Number of optimizer steps after which the target trains alone. 0: never guided, and
         the guide is left as it is.
@@ -100,15 +100,16 @@ class Guidance:
     Notes
     -----
     The first axis of a captured output is the batch. torch's own recurrent, attention and
-    Transformer layers made with ``batch_first=False`` are transposed. :class:`pyguide.Pair`
-    says what stands for a tuple, a dict or a PackedSequence.
+    Transformer layers made with ``batch_first=False`` are transposed, and what is inside
+    these Transformers. :class:`pyguide.Pair` says what stands for a tuple, a dict or a
+    PackedSequence.
 
     The target may be compiled, or the whole step up to the loss, also with
     ``fullgraph=True``: give an `example` then, unless `pairs` lists paths, since hooks cannot
     be removed there. With ``torch._dynamo.config.trace_autograd_ops = True`` the one graph
     may have the backward too, if the function returns ``loss.detach()``. Graph breaks are
     :func:`pyguide.guidance.gaussian_noise`, the batches from which "calibrated" takes its
-    statistics, and `grad_norms`. Each phase is compiled on its own. Call :meth:`step` outside.
+    statistics, a `mask` of per-token pairs, and `grad_norms`. Each phase is compiled on its own. Call :meth:`step` outside.
 
     Examples
     --------
@@ -250,13 +251,14 @@ class Guidance:
         """
         if self._idle:
             loss = torch.zeros((), device=self._device())
-            self._record = None if self.released else LossRecord(0.0, loss)
+            self._record = None if self.released else LossRecord(0.0, loss.clone())
             return loss
         comparison, xs, ys = self._activations(x, guide_inputs)
         with self._timed("distances"):
             distances = self._distances(comparison, xs, ys, mask)
         loss = self.weight * distances.sum()
-        self._record = LossRecord(self.weight, loss.detach(), distances.detach())
+        # A copy, for `loss /= 4` is in place.
+        self._record = LossRecord(self.weight, loss.detach().clone(), distances.detach())
         return loss
 
     def total_loss(
@@ -302,7 +304,7 @@ class Guidance:
         """
         guidance = self.loss(x, guide_inputs, mask=mask)
         record = self._record or LossRecord(0.0, guidance)
-        record.task = task_loss.detach()
+        record.task = task_loss.detach().clone()
         if grad_norms:
             parameters = [p for p in self.target.parameters() if p.requires_grad]
             record.task_grad_norm = grad_norm(task_loss, parameters)
@@ -370,7 +372,7 @@ class Guidance:
         if self._record is not None and self._record.step is None:
             self._record.step = self.steps
         self._count(self.steps + 1)
-        if self.release_at is not None and self.steps >= self.release_at:
+        if self._is_over(self.steps):
             self.release()
 
     @property
@@ -409,9 +411,9 @@ class Guidance:
         """The parts of the last loss by name, without waiting for the device.
 
         Keys are ``guidance/loss`` (the weighted term), ``guidance/weight``,
-        ``guidance/step`` and ``guidance/<distance>/<target path>~<guide path>``, with ``#2``
-        at its end where the same layers are paired a second time; after :meth:`total_loss`
-        also ``guidance/task_loss`` and, where it was asked for them,
+        ``guidance/step`` and ``guidance/<distance>/<target path>~<guide path>``, which ends
+        in ``#2`` for the second pair of the same two layers; after
+        :meth:`total_loss` also ``guidance/task_loss`` and, where it was asked for them,
         ``guidance/grad_norm`` and ``guidance/task_grad_norm``. Weight and step are numbers,
         the rest are detached scalars on their device.
 
@@ -501,9 +503,11 @@ class Guidance:
         if self._closed:
             raise RuntimeError("this Guidance is closed")
         steps, released, pairs = int(state["step"]), bool(state["released"]), state["pairs"]
+        released = released or self._is_over(steps)
         guide = state["guide"]
         self._guide.check_state(guide)
-        weight_at(self._schedule, steps)
+        if not released:
+            weight_at(self._schedule, steps)
         if pairs is not None:
             pairs = [(target, guide) for target, guide in pairs]
             if pairs != self.pairs:
@@ -511,11 +515,11 @@ class Guidance:
                 if restored is not None:
                     self._set_pairs(restored)
                     self._detach()
+        self.released = released
         self._count(steps)
         self._guide.load_state_dict(guide)
         self._record = None
-        self.released = released or (self.release_at is not None and steps >= self.release_at)
-        if self.released:
+        if released:
             self._detach()
         elif self._recorders is None:
             self._attach()
@@ -528,9 +532,13 @@ class Guidance:
     def _count(self, steps: int) -> None:
         # Ready before the step, whose compiled code then reads no number that changes in
         # each step, and need not be compiled again for it.
-        self._weight = weight_at(self._schedule, steps)
+        if not (self.released or self._is_over(steps)):
+            self._weight = weight_at(self._schedule, steps)
         self._aligning = steps < self.align_only
         self.steps = steps
+
+    def _is_over(self, steps: int) -> bool:
+        return self.release_at is not None and steps >= self.release_at
 
     def _timed(self, part: str) -> AbstractContextManager[None]:
         return nullcontext() if self._clock is None else self._clock.span(part, self._device())
@@ -608,8 +616,7 @@ class Guidance:
         """What the networks' layers return for an example, as shapes."""
         target, guide = self._sources()
         transform = self._guide.transform if guide_inputs is None else None
-        if guide_inputs is None:
-            guide_inputs = self._guide.example_inputs(example)
+        guide_inputs = example if guide_inputs is None else guide_inputs
         state = self._guide.state_dict()  # the transform may be a noise with a state
         try:
             return (

@@ -77,23 +77,13 @@ class FrozenGuide:
     def run(self, x: Any, inputs: Any = None) -> None:
         """One forward pass on `inputs`, or else on the transform of `x`."""
         self.freeze()
-        with torch.no_grad():
+        # Copies of buffers and statistics that are made here are for later steps too, and
+        # inference tensors could not change in these.
+        with torch.inference_mode(False), torch.no_grad():
             if inputs is None:
-                inputs = self._inputs(x)
+                inputs = x if self.transform is None else self.transform(x)
             with self._buffers.used(), self._batch_norm():
                 call_model(self.model, inputs)
-
-    def example_inputs(self, example: Any) -> Any:
-        """The transform of an example; its state stays."""
-        state = self.transform.state_dict() if hasattr(self.transform, "state_dict") else None
-        with torch.no_grad():
-            inputs = self._inputs(example)
-        if hasattr(self.transform, "load_state_dict"):
-            self.transform.load_state_dict(state)
-        return inputs
-
-    def _inputs(self, x: Any) -> Any:
-        return x if self.transform is None else self.transform(x)
 
     def state_dict(self) -> dict[str, Any]:
         """The mode, the statistics of "calibrated" and the state of the transform."""

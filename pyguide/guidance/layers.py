@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyguide.guidance.outputs import activations, is_time_first
+from pyguide.guidance.outputs import activations, time_first_layers
 from pyguide.guidance.paths import first_paths, named_layers, unwrapped
 
 __all__ = ["LayerInfo", "call_model", "list_layers", "undisturbed"]
@@ -88,8 +88,9 @@ def list_layers(model: nn.Module, example: Any) -> list[LayerInfo]:
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(undisturbed(model, example))
+        time_first = time_first_layers(model)
         for path, module in first_paths(named_layers(model)).items():
-            hook = listener(path, is_time_first(module))
+            hook = listener(path, unwrapped(module) in time_first)
             stack.callback(module.register_forward_hook(hook).remove)
         call_model(model, example)
     return found

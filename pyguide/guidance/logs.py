@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -39,16 +40,12 @@ class LossRecord:
             "guidance/step": step if self.step is None else self.step,
         }
         if self.distances is not None:
-            for name, value in zip(_names(pairs), self.distances.unbind(), strict=True):
-                values[f"guidance/{distance}/{name}"] = value
+            seen: Counter[str] = Counter()
+            for (target, guide), value in zip(pairs, self.distances.unbind(), strict=True):
+                name = f"guidance/{distance}/{target}~{guide}"
+                seen[name] += 1
+                values[name if seen[name] == 1 else f"{name}#{seen[name]}"] = value
         return {name: value for name, value in values.items() if value is not None}
-
-
-def _names(pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """``target~guide``, and with ``#2``, ``#3`` where layers are paired again."""
-    names = [f"{target}~{guide}" for target, guide in pairs]
-    counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
-    return [name if k == 1 else f"{name}#{k}" for name, k in zip(names, counts, strict=True)]
 
 
 def grad_norm(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:

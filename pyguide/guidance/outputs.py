@@ -12,19 +12,28 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from pyguide.guidance.paths import unwrapped
 
-__all__ = ["activations", "is_time_first"]
+__all__ = ["activations", "time_first_layers"]
 
 # What the outputs of Hugging Face models call the last layer's activations.
 _NAMES = ("last_hidden_state", "logits")
+
+_TRANSFORMERS = (
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerDecoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+)
 
 
 def activations(output: Any, time_first: bool) -> tuple[Tensor | None, Tensor | None]:
     """The tensor that stands for a layer's output, batch axis first, and its padding mask.
 
     A tuple or list stands for its first item; a dict or dataclass (Hugging Face's ModelOutput
-    is both) for its "last_hidden_state", its "logits" or its only tensor. A PackedSequence is
-    padded to (n, T, ...) and has a mask: (n, T) bool, True where it is valid. The tensor is
-    None where this finds none.
+    is both) for its "last_hidden_state", its "logits" or its only tensor. A PackedSequence, or
+    a nested tensor such as nn.TransformerEncoder makes of padded input in eval mode, is padded
+    to (n, T, ...) and has a mask: (n, T) bool, True where it is valid. The tensor is None where
+    this finds none.
 
     Parameters
     ----------
@@ -40,6 +49,11 @@ def activations(output: Any, time_first: bool) -> tuple[Tensor | None, Tensor | 
         return padded, mask.to(padded.device)
     if not isinstance(found, Tensor):
         return None, None
+    if found.is_nested:
+        lengths = torch.tensor([sequence.size(0) for sequence in found.unbind()])
+        padded = found.to_padded_tensor(0.0)
+        mask = torch.arange(padded.size(1)) < lengths[:, None]
+        return padded, mask.to(padded.device)
     return (found.transpose(0, 1) if time_first and found.dim() == 3 else found), None
 
 
@@ -61,9 +75,22 @@ def _representative(output: Any) -> Any:
     return tensors[0] if len(tensors) == 1 else None
 
 
-def is_time_first(layer: nn.Module) -> bool:
-    """Whether the layer is one of torch's that put time before the batch."""
-    layer = unwrapped(layer)
-    if isinstance(layer, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
-        layer = layer.self_attn
-    return isinstance(layer, (nn.RNNBase, nn.MultiheadAttention)) and not layer.batch_first
+def time_first_layers(model: nn.Module) -> set[nn.Module]:
+    """Those of torch's layers in the model that put time before the batch.
+
+    Also what is inside a Transformer: its Linear layers have no such option.
+    """
+    found: set[nn.Module] = set()
+    for module in map(unwrapped, model.modules()):
+        if isinstance(module, _TRANSFORMERS) and not _attention_is_batch_first(module):
+            found.update(map(unwrapped, module.modules()))
+        elif isinstance(module, (nn.RNNBase, nn.MultiheadAttention)) and not module.batch_first:
+            found.add(module)
+    return found
+
+
+def _attention_is_batch_first(transformer: nn.Module) -> bool:
+    attention = next(
+        (m for m in transformer.modules() if isinstance(m, nn.MultiheadAttention)), None
+    )
+    return attention is None or attention.batch_first

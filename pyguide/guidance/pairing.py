@@ -40,8 +40,8 @@ class Pair:
         Takes what is compared out of what the layer returned, (n, ...) with the batch first:
         one function for both layers, or one for the target and one for the guide (None: the
         default). Without it a tuple stands for its first item, a dict or dataclass for its
-        ``last_hidden_state``, its ``logits`` or its only tensor; a PackedSequence is padded
-        to (n, T, ...), and padding counts in no distance.
+        ``last_hidden_state``, its ``logits`` or its only tensor; PackedSequences and
+        nested tensors are padded to (n, T, ...), and padding counts in no distance.
 
     Examples
     --------

@@ -151,6 +151,22 @@ def test_a_degenerate_layer_is_named_by_step():
         guidance.step()
 
 
+def test_a_small_batch_is_one_graph_too():
+    """Where eager mode warns that the biased estimator is close to 1."""
+    x = batch()[0][:10]
+    target, guide = Net(2, 12, seed=0, dropout=0.0), Net(2, 9, seed=1)
+    guidance = Guidance(target, guide, pairs=PAIRS)
+
+    def step(x):
+        with guidance.capture():
+            target(x)
+        return guidance.loss(x)
+
+    loss = torch.compile(step, backend="aot_eager", fullgraph=True)(x)
+    with pytest.warns(UserWarning, match="biased CKA of 10 samples"):
+        assert step(x).item() == pytest.approx(loss.item(), abs=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("inside", [False, True])
 def test_inductor_equals_eager(inside):

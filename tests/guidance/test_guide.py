@@ -190,6 +190,24 @@ def test_dropout_is_off(mode):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_validation_in_inference_mode_before_training_changes_nothing(mode):
+    """As trainers do to see that validation works."""
+    x, y = batch()
+    losses = []
+    for off in (torch.no_grad, torch.inference_mode):
+        target, guide = Net(2, 12, seed=0), _restless_guide()
+        before = _state(guide)
+        options = {"guide_mode": mode, "calibration_batches": 2}
+        guidance = Guidance(target, guide, pairs=[("blocks.0.0", "5")], **options)
+        with off():
+            first = _guided(target, guidance, x)
+        losses.append((first, *(step(target, guidance, x, y).item() for _ in range(2))))
+        for name, value in _state(guide).items():
+            assert torch.equal(value, before[name]), name
+    assert losses[0] == losses[1]
+
+
 # --- the guide's input --------------------------------------------------------------------------
 
 
@@ -296,6 +314,17 @@ def test_noise_replaces_floating_point_arguments_only():
     with pytest.raises(TypeError, match=r"needs a floating-point input.*guide_inputs"):
         noise({"ids": ids})
     assert not torch.equal(gaussian_noise(seed=0)(x), gaussian_noise(seed=1)(x))
+
+
+def test_an_example_is_transformed_once_and_moves_no_random_state():
+    x, _ = batch()
+    target, guide = Net(1, 12, seed=0), nn.Sequential(nn.Linear(5, 9), nn.Linear(9, 4))
+    state = torch.get_rng_state()
+    guidance = Guidance(
+        target, guide, example=x, guide_transform=lambda x: torch.randn_like(x[:, ::2])
+    )
+    assert guidance.plan(x).rows[0].guide_shape == (N, 9)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 # --- gradients that reach the guide -------------------------------------------------------------

@@ -39,17 +39,18 @@ def test_logs_of_loss():
     assert guidance.last.tolist() == [v.item() for v in distances]
 
 
-def test_layers_that_are_paired_twice_are_logged_twice():
-    x = torch.randn(32, 4, 10)
-    target, guide = nn.Sequential(nn.Linear(10, 8)), nn.Sequential(nn.Linear(10, 6))
-    pairs = [("0", "0"), Pair("0", "0", per_token=True)]
-    guidance = Guidance(target, guide, pairs=pairs)
+def test_two_pairs_of_the_same_layers_are_both_logged():
+    x, _ = batch()
+    target, guide = Net(2, 12, seed=0), Net(2, 9, seed=1)
+    half = Pair("head", "head", extract=lambda output: output[:, :2])
+    guidance = Guidance(target, guide, pairs=[("head", "head"), half, PAIRS[0]])
     with guidance.capture():
         target(x)
     guidance.loss(x)
+    names = ["head~head", "head~head#2", "blocks.0.0~head"]
     logs = guidance.log_dict()
-    assert logs["guidance/cka/0~0"] == guidance.last[0]
-    assert logs["guidance/cka/0~0#2"] == guidance.last[1] != guidance.last[0]
+    assert [logs[f"guidance/cka/{name}"] for name in names] == guidance.last.tolist()
+    assert len(set(guidance.last.tolist())) == 3
 
 
 def test_total_loss_is_the_sum_and_is_logged():
@@ -74,6 +75,23 @@ def test_total_loss_is_the_sum_and_is_logged():
         assert logs["guidance/step"] == i
         guidance.step()
         # Still what the last loss was made of.
+        assert guidance.log_dict() == logs
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+@pytest.mark.parametrize("options", [{"align_only": 1}, {}, {"release_at": 0}])
+def test_in_place_changes_of_the_loss_do_not_reach_the_logs(weight, options):
+    x, y = batch()
+    target, guide = Net(2, 12, seed=0), Net(2, 9, seed=1)
+    guidance = Guidance(target, guide, pairs=PAIRS, weight=weight, **options)
+    for total in (True, False):
+        with guidance.capture():
+            logits = target(x)
+        task_loss = F.cross_entropy(logits, y)
+        loss = guidance.total_loss(task_loss, x) if total else guidance.loss(x)
+        logs = {name: float(value) for name, value in guidance.log_dict().items()}
+        loss += 1
+        task_loss += 1
         assert guidance.log_dict() == logs
 
 

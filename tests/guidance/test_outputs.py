@@ -51,6 +51,35 @@ def test_time_first_layers_are_compared_by_sample(kind):
     assert loss == pytest.approx(distance(sequence, guide[0](x)), abs=1e-6)
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_layers_inside_a_transformer_are_compared_by_sample(batch_first):
+    x = torch.randn(N, 5, 6)
+
+    def network() -> nn.Module:
+        layer = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=batch_first)
+        return nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(6), enable_nested_tensor=False)
+
+    guide, target = network(), network()
+    outputs = {}
+    paths = ["layers.0.linear1", "layers.1", "norm"]
+    for path in paths:
+        target.get_submodule(path).register_forward_hook(
+            lambda module, args, output, path=path: outputs.update({path: output})
+        )
+    inputs = x if batch_first else x.transpose(0, 1)
+    guidance = Guidance(target, guide, pairs=[(path, "layers.0.linear2") for path in paths])
+    with guidance.capture():
+        target(inputs)
+    guidance.loss(inputs)
+    hidden = []
+    guide.layers[0].linear2.register_forward_hook(lambda m, args, output: hidden.append(output))
+    guide(inputs)
+    by_sample = [t if batch_first else t.transpose(0, 1) for t in (*outputs.values(), *hidden)]
+    assert all(t.shape[:2] == (N, 5) for t in by_sample)
+    *ours, other = by_sample
+    assert guidance.last.tolist() == pytest.approx([distance(t, other) for t in ours], abs=1e-6)
+
+
 def test_layers_inside_a_transformer_of_the_guide():
     """In eval mode without gradient torch has a fast path around the layers inside."""
     x = torch.randn(N, 5, 6)
@@ -219,3 +248,17 @@ def test_different_numbers_of_samples_raise_by_name(x):
     target = Pick(Layer(lambda x: x[: N // 2]), lambda output: output)
     with pytest.raises(ValueError, match=r"'layer' gave \(20, 6\) and guide layer '0' \(40, 5\)"):
         guided(target, mlp(6, 5, 3), x, pairs=[("layer", "0")])
+
+
+def test_pairs_with_different_numbers_of_samples_raise_by_name():
+    """Both networks put the positions of a sequence into the batch axis after the first layer."""
+    x = torch.randn(N, 5, 6)
+    target, guide = (
+        nn.Sequential(nn.Linear(6, d), nn.Flatten(0, 1), nn.Linear(d, 3)) for d in (4, 5)
+    )
+    message = (
+        r"'2' gave \(200, 3\) and guide layer '2' \(200, 3\), but target layer '0' gave "
+        r"\(40, 5, 4\) and guide layer '0' \(40, 5, 5\): .* in every pair"
+    )
+    with pytest.raises(ValueError, match=message):
+        guided(target, guide, x, pairs=[("0", "0"), ("2", "2")])

@@ -188,6 +188,28 @@ def test_masks_of_both_sides_and_the_call_are_joined(tokens, lengths, mask):
         assert loss.item() == pytest.approx(torch.stack(expected).mean().item(), abs=1e-12)
 
 
+@pytest.mark.parametrize("per_token", [False, True])
+def test_nested_tensors_of_a_transformer_are_padded(tokens, mask, per_token):
+    """In eval mode nn.TransformerEncoder packs what src_key_padding_mask leaves."""
+    layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)
+    guide = nn.TransformerEncoder(layer, 2).double()
+    target = _networks()[0]
+    losses, nested = [], []
+    for enabled in (False, True):
+        guide.use_nested_tensor = enabled
+        pairs = [Pair("0", "layers.0", per_token=per_token)]
+        guidance = Guidance(target, guide, pairs=pairs)
+        hook = guide.layers[0].register_forward_hook(lambda m, args, o: nested.append(o.is_nested))
+        with guidance.capture():
+            target(tokens)
+        inputs = {"src": tokens, "src_key_padding_mask": ~mask}
+        losses.append(guidance.loss(tokens, guide_inputs=inputs, mask=mask).item())
+        guidance.close()
+        hook.remove()
+    assert nested == [False, True]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [

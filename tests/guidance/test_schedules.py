@@ -116,3 +116,22 @@ def test_a_closed_guidance_raises_at_weight_zero_too():
     guidance.close()
     with pytest.raises(RuntimeError, match="closed"):
         guidance.loss(None)
+
+
+def test_a_schedule_is_not_asked_after_release():
+    """A table has no weight for the step after its last."""
+    weights = [1.0, 0.5, 0.25]
+    x, y = batch()
+    target, guide = Net(2, 12, seed=0), Net(2, 9, seed=1)
+    guidance = Guidance(target, guide, weight=lambda step: weights[step], release_at=3)
+    for weight in (*weights, 0, 0):
+        assert guidance.weight == weight
+        step(target, guidance, x, y)
+    resumed = Guidance(target, guide, weight=lambda step: weights[step], release_at=3)
+    resumed.load_state_dict(guidance.state_dict())
+    assert resumed.released
+    assert resumed.steps == 5
+    by_hand = Guidance(target, guide, weight=lambda step: weights[step])
+    by_hand.release()
+    for _ in range(4):
+        by_hand.step()
