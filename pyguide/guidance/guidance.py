@@ -109,7 +109,8 @@ class Guidance:
     be removed there. With ``torch._dynamo.config.trace_autograd_ops = True`` the one graph
     may have the backward too, if the function returns ``loss.detach()``. Graph breaks are
     :func:`pyguide.guidance.gaussian_noise`, the batches from which "calibrated" takes its
-    statistics, a `mask` of per-token pairs, and `grad_norms`. Each phase is compiled on its own. Call :meth:`step` outside.
+    statistics, a `mask` of per-token pairs, and `grad_norms`. Each phase is compiled on its
+    own. Call :meth:`step` outside.
 
     Examples
     --------
