@@ -20,7 +20,7 @@ napoleon_google_docstring = False
 # Every reference must have an end, but for the types in docstrings, which are prose, and for
 # modules that are not public.
 nitpicky = True
-nitpick_ignore_regex = [("py:class", ".*"), ("py:mod", "pyguide.ops")]
+nitpick_ignore_regex = [("py:class", r"(?!pyguide\.).*"), ("py:mod", r"pyguide\.ops")]
 
 html_theme = "furo"
 html_title = f"pyguide {release}"
