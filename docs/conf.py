@@ -17,9 +17,10 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 napoleon_google_docstring = False
 
-# Every reference must have an end, but for the types in docstrings, which are prose.
+# Every reference must have an end, but for the types in docstrings, which are prose, and for
+# modules that are not public.
 nitpicky = True
-nitpick_ignore_regex = [("py:class", ".*")]
+nitpick_ignore_regex = [("py:class", r"(?!pyguide\.).*"), ("py:mod", r"pyguide\.ops")]
 
 html_theme = "furo"
 html_title = f"pyguide {release}"

@@ -6,6 +6,7 @@ import dataclasses
 import doctest
 import importlib
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -22,7 +23,7 @@ _PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)
     for module in (pyguide, pyguide.guidance, pyguide.guidance.schedules, pyguide.distances)
     for name in module.__all__
-    if callable(getattr(module, name))
+    if isinstance(getattr(module, name), (type, FunctionType))
 }
 
 

@@ -475,9 +475,9 @@ class Guidance:
     def state_dict(self) -> dict[str, Any]:
         """The step, whether released, the pairs and the state of the guide.
 
-        The last is the mode, the number of calls of a :func:`gaussian_noise`, and in mode
-        "calibrated" a mean and a variance for each channel of a BatchNorm layer: the only
-        tensors.
+        The last is the mode, the number of calls of a
+        :func:`pyguide.guidance.gaussian_noise`, and in mode "calibrated" a mean and a
+        variance for each channel of a BatchNorm layer: the only tensors.
         """
         pairs = None if self.pairs is None else list(self.pairs)
         return {

@@ -20,8 +20,6 @@ from pyguide.experiments.networks import (
     resnet50,
 )
 from pyguide.guidance import Guidance, list_layers
-from pyguide.guidance.layers import first_paths, named_layers
-from pyguide.guidance.pairing import even_pairs, hidden_layers
 
 PIXELS = 3 * 224 * 224
 
@@ -39,10 +37,10 @@ def parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-def hidden(model, x):
-    """Paths of the layers that "even" pairs."""
-    paths = [layer.path for layer in list_layers(model, x)]
-    return hidden_layers(paths, first_paths(named_layers(model)))
+def hidden(build, x):
+    """Paths of the layers that "even" pairs: all of them with a network of the same kind."""
+    pairs = Guidance(on_meta(build), on_meta(build), pairs="even", example=x).pairs
+    return [target for target, _ in pairs]
 
 
 def fcn_parameters(widths, classes):
@@ -82,7 +80,7 @@ def test_the_papers_deep_fcn():
     kinds = [type(m) for m in model[0]]
     assert kinds == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout]
     assert model(images()).shape == (2, 1000)
-    assert len(hidden(model, images())) == 48
+    assert len(hidden(DeepFCN.paper, images())) == 48
 
 
 def test_the_papers_wide_fcn():
@@ -91,7 +89,7 @@ def test_the_papers_wide_fcn():
     assert [type(m) for m in model[0]] == [nn.Linear, nn.BatchNorm1d, nn.ReLU]
     assert not any(isinstance(m, nn.Dropout) for m in model.modules())
     assert model(images()).shape == (2, 1000)
-    assert hidden(model, images()) == ["0.0", "1.0", "2.0"]
+    assert hidden(WideFCN, images()) == ["0.0", "1.0", "2.0"]
 
 
 def batch_norm(name):
@@ -148,14 +146,15 @@ def test_a_bottleneck_strides_on_its_3x3_convolution():
 
 @pytest.mark.parametrize(("build", "count"), [(resnet18, 21), (resnet50, 54), (deep_convnet, 50)])
 def test_layers_that_guide(build, count):
-    layers = hidden(on_meta(build), images())
+    layers = hidden(build, images())
     assert len(layers) == count
     assert (layers[0], layers[-1]) == ("conv1", "avgpool")
 
 
-def test_the_deep_fcn_gets_21_pairs_from_resnet18():
+@pytest.mark.parametrize("rule", ["even", "paper"])
+def test_the_deep_fcn_gets_21_pairs_from_resnet18(rule):
     target, guide = on_meta(DeepFCN.paper), on_meta(resnet18)
-    pairs = even_pairs(hidden(target, images()), hidden(guide, images()))
+    pairs = Guidance(target, guide, pairs=rule, example=images()).pairs
     assert len(pairs) == 21
     assert pairs[0] == ("0.0", "conv1") and pairs[-1] == ("47.0", "avgpool")
 
