@@ -223,7 +223,8 @@ class Guidance:
             What the guide sees instead of `x`; `guide_transform` is not applied to it.
         mask : Tensor, optional
             (n, T) bool, True where position t of the sample is valid, for layers that are
-            (n, T, ...); others ignore it. A per-token pair compares each position over its
+            (n, T, ...); others ignore it (but a map of T channels is not told from a sequence:
+            flatten it with `extract`). A per-token pair compares each position over its
             valid samples, and leaves out positions with fewer than the distance needs (2,
             debiased 4). A pair of whole sequences has the mean of the valid samples in place
             of padding: there the sample is an average one and adds nothing. Padded values
@@ -483,6 +484,7 @@ class Guidance:
         return {
             "step": self.steps,
             "released": self.released,
+            "rule": self._pairing.name,
             "pairs": pairs,
             "guide": self._guide.state_dict(),
         }
@@ -498,8 +500,8 @@ class Guidance:
         Raises
         ------
         ValueError
-            If this object was given other explicit pairs or another `guide_mode`, or a
-            layer does not exist.
+            If this object was given another rule, other explicit pairs or another
+            `guide_mode`, or a layer does not exist.
         """
         if self._closed:
             raise RuntimeError("this Guidance is closed")
@@ -507,6 +509,11 @@ class Guidance:
         released = released or self._is_over(steps)
         guide = state["guide"]
         self._guide.check_state(guide)
+        if state["rule"] != self._pairing.name:
+            raise ValueError(
+                f"the state is of pairs={_rule(state['rule'])}, this Guidance was given "
+                f"{_rule(self._pairing.name)}"
+            )
         if not released:
             weight_at(self._schedule, steps)
         if pairs is not None:
@@ -687,6 +694,10 @@ class _Window:
 
 def _is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _rule(name: str | None) -> str:
+    return "a list" if name is None else repr(name)
 
 
 def _check_separate(target: nn.Module, guide: nn.Module) -> None:

@@ -64,10 +64,10 @@ class Pair:
                 "a pair is two strings (target path, guide path), "
                 f"got {(self.target, self.guide)!r}"
             )
-        if not all(f is None or callable(f) for f in self.extracts):
+        if not all(f is None or (callable(f) and f.__hash__ is not None) for f in self.extracts):
             raise TypeError(
                 "extract must be a function of the layer's output, or a pair of them for target "
-                f"and guide, got {self.extract!r}"
+                f"and guide, and hashable, as functions are; got {self.extract!r}"
             )
 
     @property
@@ -86,6 +86,8 @@ class Pair:
 class Pairing(ABC):
     """What the `pairs` of :class:`pyguide.Guidance` mean for its two networks."""
 
+    #: The rule's name; None for a list of pairs.
+    name: str | None = None
     #: The pairs, where they follow from the paths alone; None where the networks must run first.
     pairs: list[Pair] | None = None
     #: Whether a layer that is called several times may be in the resolved pairs.
@@ -152,7 +154,7 @@ class _Rule(Pairing):
             if not paths:
                 raise RuntimeError(
                     f'"{self.name}" found no layer to pair in the {owner}, besides the last one: '
-                    "give the pairs as a list"
+                    f"give the pairs as a list, and call the {owner} once a window"
                 )
         if self._is_paper:
             every = self.name == "paper-sum"

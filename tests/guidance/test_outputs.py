@@ -196,9 +196,17 @@ def test_what_extract_may_not_do(x):
     inplace = mlp(6, 8, 3, inplace=True)
     with pytest.raises(RuntimeError, match="'0' of the target was modified in place"):
         guided(inplace, guide, x, pairs=[Pair("0", "0", extract=(lambda o: o[:, :4], None))])
-    for bad in ("last", (lambda o: o, "last"), 3):
+    for bad in ("last", (lambda o: o, "last"), 3, _Unhashable()):
         with pytest.raises(TypeError, match="extract must be a function"):
             Pair("0", "0", extract=bad)
+
+
+@dataclass
+class _Unhashable:
+    """A dataclass that compares by value has no hash."""
+
+    def __call__(self, output):
+        return output
 
 
 # --- sequences of several lengths ------------------------------------------------------------

@@ -116,7 +116,9 @@ def _weight_up_to_4(step: int) -> float:
     ("change", "error", "message"),
     [
         ({"pairs": [("blocks.0.0", "nowhere")]}, ValueError, "the guide has no layer 'nowhere'"),
-        ({"released": None}, KeyError, "released"),
+        ({"released": ...}, KeyError, "released"),
+        ({"rule": "last:1"}, ValueError, "the state is of pairs='last:1', this .* given 'even'"),
+        ({"rule": None}, ValueError, "the state is of pairs=a list, this .* given 'even'"),
         ({"step": 5}, ValueError, "the weight at step 5 must be a finite number"),
         ({"guide": {"mode": "eval"}}, ValueError, "the state is of guide_mode='eval', this .*'cal"),
         (
@@ -131,7 +133,7 @@ def test_a_state_that_does_not_fit_changes_nothing(change, error, message):
     target, guide = Net(2, 12, seed=0), Net(2, 9, seed=1)
     guidance = Guidance(target, guide, guide_mode="calibrated", weight=_weight_up_to_4)
     state = guidance.state_dict() | {"step": 4, "pairs": [("head", "head")]} | change
-    state = {key: value for key, value in state.items() if value is not None}
+    state = {key: value for key, value in state.items() if value is not ...}
     with guidance.capture():
         target(x)
     with pytest.raises(error, match=message):
@@ -155,7 +157,9 @@ def test_statistics_of_another_width_raise():
 
 
 def test_state_of_other_pairs_raises():
-    *_, guidance, _ = train(release_at=None, steps=1)
-    other = Guidance(Net(2, 12, seed=0), Net(2, 9, seed=1), pairs=[("head", "head")])
+    guidance, other = (
+        Guidance(Net(2, 12, seed=0), Net(2, 9, seed=1), pairs=[(path, "head")])
+        for path in ("blocks.0.0", "head")
+    )
     with pytest.raises(ValueError, match="the state has the pairs"):
         other.load_state_dict(guidance.state_dict())
