@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +45,15 @@ def test_the_training_loop_trains_a_guided_network():
     assert not any(torch.equal(old, new) for old, new in pairs)
     assert names["guidance"].log_dict()
     assert names["guidance"].state_dict()["step"] == 2
+
+
+def test_console_blocks_print_what_they_say():
+    blocks = re.findall(r"^```pycon\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
+    assert blocks
+    names = {"pyguide": pyguide, "torch": torch}
+    for block in blocks:
+        example = doctest.DocTestParser().get_doctest(block, names, "README", None, 0)
+        assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_the_measurements_are_the_references():
