@@ -60,9 +60,9 @@ def random_pairs(rng: random.Random, layers: int) -> tuple[list[int], list[int]]
 
 def call_gram(rng: random.Random) -> None:
     centering = rng.choice(list(CENTERINGS))
-    n = few_or_many(rng, 4 if centering == "U" else 1)
+    n, tokens = few_or_many(rng, 4 if centering == "U" else 1), token_count(rng)
     layers = [
-        Matrix(rng, rng.choice(DTYPES), n, width(rng, n), token_count(rng), False).randomize(rng)
+        Matrix(rng, rng.choice(DTYPES), n, width(rng, n), tokens, False).randomize(rng)
         for _ in range(rng.randint(1, 3))
     ]
     matrices = [matrix for x in layers for matrix in x.values]
@@ -190,7 +190,7 @@ def call_symmetrize(rng: random.Random) -> None:
 def call_apply(rng: random.Random) -> None:
     n, shifted = few_or_many(rng), rng.random() < 0.5
     dtype = rng.choice([torch.float32, torch.float64])
-    counts = [token_count(rng) for _ in range(rng.randint(1, 3))]
+    counts = [token_count(rng)] * rng.randint(1, 3)
     a = random_stack(rng, torch.float64, sum(counts), n)
     if shifted:
         a = torch.stack([reference.h_center(k) for k in a])

@@ -47,6 +47,8 @@ std::vector<MatrixView> matrices_from(const std::vector<ViewTuple>& tuples, int6
     const MatrixBatch batch{
         {pointer<void>(t[0]), pyguide::dtype_from(t[1]), t[2], t[3], t[4], t[5]}, t[6], t[7]};
     check(batch, n);
+    // The caller's stack has as many matrices as layers times the first one's tokens.
+    require(batch.count == tuples.front()[6], "layers differ in tokens");
     // An absurd count fails here, before the loop. A call with many layers has one token each.
     if (batch.count > 1) views.reserve(views.size() + size_t(batch.count));
     for (int64_t i = 0; i < batch.count; ++i) views.push_back(batch[i]);
