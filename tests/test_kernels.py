@@ -239,6 +239,9 @@ def test_the_native_module_checks_what_it_is_given() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             _native.gram([view], centering, k.data_ptr(), dtype, n, stats.data_ptr(), 1)
+    two_tokens = (x.data_ptr(), 1, 8, 1, 3, 1, 2, 1)
+    with pytest.raises(ValueError, match="layers differ in tokens"):
+        _native.gram([good, two_tokens], 1, k.data_ptr(), 1, 8, stats.data_ptr(), 1)
     with pytest.raises(ValueError, match="threads"):
         _native.gram([good], 1, k.data_ptr(), 1, 8, stats.data_ptr(), 0)
     with pytest.raises(ValueError, match="'sse9' is not available"):
