@@ -1,0 +1,55 @@
+// The one place where kernels start.
+#pragma once
+
+#include "cuda/device.h"
+
+#ifndef PYGUIDE_EMULATED
+#include <cuda_runtime.h>
+#endif
+
+namespace pyguide::cuda {
+
+#ifdef PYGUIDE_EMULATED
+
+// Returns nullptr, or what went wrong. The stream means nothing: the work is done on return.
+template <class Kernel>
+const char* launch(int64_t blocks, const typename Kernel::Params& params, void*) {
+  return emulator::launch<Kernel>(blocks, params);
+}
+
+template <class Kernel>
+const char* prepare() {
+  return nullptr;
+}
+
+#else
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocksPerSm)
+    kernel(const __grid_constant__ typename Kernel::Params params) {
+  extern __shared__ __align__(128) unsigned char shared[];
+  Kernel::run(params, *reinterpret_cast<typename Kernel::Shared*>(shared));
+}
+
+// Loads the kernel on the current device and allows it its shared memory: once a device, before
+// any capture. Returns nullptr, or what went wrong.
+template <class Kernel>
+const char* prepare() {
+  const cudaError_t error = cudaFuncSetAttribute(
+      kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(typename Kernel::Shared));
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+template <class Kernel>
+const char* launch(int64_t blocks, const typename Kernel::Params& params, void* stream) {
+  static_assert(sizeof(typename Kernel::Params) <= 32764, "kernel parameters take 32,764 bytes");
+  static_assert(sizeof(typename Kernel::Shared) <= 101376, "99 KB is what every sm_80+ block gets");
+  kernel<Kernel><<<unsigned(blocks), Kernel::kThreads, sizeof(typename Kernel::Shared),
+                   static_cast<cudaStream_t>(stream)>>>(params);
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+#endif
+
+}  // namespace pyguide::cuda
