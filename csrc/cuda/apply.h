@@ -87,7 +87,8 @@ struct Apply {
 
   PYGUIDE_DEVICE static void multiply_stage(const Stage& stage, const Element* shift, float scale,
                                             typename Results::Sums& sums) {
-    PYGUIDE_UNROLL
+    // Unrolled, it would need more than the 128 registers that let two blocks share an SM.
+    PYGUIDE_NO_UNROLL
     for (int depth = 0; depth < kSamples; depth += Kind::kDepth) {
       typename Kind::Right b[Results::kColBlocks];
       PYGUIDE_UNROLL
