@@ -137,7 +137,6 @@ struct Apply {
       if (kChained && (s + 1) % kChain == 0) Results::drain(sums, totals);
     }
     if (kChained) Results::drain(sums, totals);
-    ptx::wait_for_copies<0>("apply: last copies landed");
     ptx::block_barrier("apply: slabs free");
   }
 
