@@ -59,7 +59,7 @@ PYGUIDE_DEVICE void finish_pair(const AlignmentParams& p, int64_t local, double 
   const double value = inner / sqrt(left.norm_squared) / sqrt(right.norm_squared);
   const int64_t at = (p.first_pair + pair) * p.tokens + token;
   p.degenerate[at] = degenerate;
-  p.values[at] = degenerate ? 0.0 : nan ? inner + left.trace + right.trace : value;
+  p.values[at] = degenerate ? 0.0 : nan ? double(NAN) : value;
 }
 
 // One chunk of one pair's inner product, and the pair's value where that is all of it.
@@ -194,7 +194,7 @@ struct Coefficients {
     const int64_t first = p.n * chunk / p.chunks * p.row_stride;
     const int64_t last = p.n * (chunk + 1) / p.chunks * p.row_stride;
     const double norm = norm_of(p, layer.layer * int64_t(p.tokens) + token);
-    double bound = layer.continued ? p.bounds[out_matrix] : 0;
+    double bound = layer.continued && chunk == 0 ? p.bounds[out_matrix] : 0;
     bool continued = layer.continued;
     int term = layer.first_term;
     do {

@@ -139,7 +139,6 @@ struct GramPartial {
       if (!kInDouble && (s + 1) % kChain == 0) Results::drain(sums, totals);
     }
     if (!kInDouble) Results::drain(sums, totals);
-    ptx::wait_for_copies<0>("gram: last copies landed");
     ptx::block_barrier("gram: slabs free");
   }
 
