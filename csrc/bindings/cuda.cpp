@@ -193,6 +193,8 @@ void apply(int64_t coefficients, int dtype, int64_t n, int64_t row_stride, int64
 }  // namespace
 
 void add_cuda_functions(py::module_& m) {
+  m.attr("not_built") = PYGUIDE_CUDA_MISSING;  // why, or empty
+  m.attr("architectures") = PYGUIDE_CUDA_ARCHITECTURES;
   m.def("open", &open_cuda_library, py::arg("path"));
   m.def("device_count", &device_count);
   m.def("open_device", &open_device, py::arg("device"));

@@ -75,58 +75,58 @@ struct FeatureSlab {
   }
 };
 
-// The first `limit` bytes from `offset` on, at most `most`.
-PYGUIDE_DEVICE int bytes_within(int64_t limit, int offset, int most) {
+// How much of `limit` lies beyond `offset`, at most `most`.
+PYGUIDE_DEVICE int count_within(int64_t limit, int offset, int most) {
   const int64_t left = limit - offset;
   return left <= 0 ? 0 : left < most ? int(left) : most;
 }
 
-template <class Element, int kCopyBytes>
+template <int kCopyBytes>
 PYGUIDE_DEVICE void copy_chunk(char* to, const char* from, const char* valid_address, int valid) {
   PYGUIDE_UNROLL
   for (int b = 0; b < kChunkBytes; b += kCopyBytes) {
-    const int bytes = bytes_within(valid, b, kCopyBytes);
+    const int bytes = count_within(valid, b, kCopyBytes);
     ptx::copy_async<kCopyBytes>(to + b, bytes > 0 ? from + b : valid_address, bytes);
   }
 }
 
-template <class Element>
-PYGUIDE_DEVICE void copy_elements(char* to, const char* from, int64_t col_stride, int valid) {
-  constexpr int kElements = kChunkBytes / int(sizeof(Element));
+// A thread copies one chunk of every kThreads / kChunks-th row.
+template <class Element, class Slab, int kThreads, int kCopyBytes>
+PYGUIDE_DEVICE void copy_slab(char* slab, const Source& x, const char* matrix, int64_t n,
+                              int64_t row, int64_t col) {
+  constexpr int kRowStep = kThreads / Slab::kChunks;
+  static_assert(kThreads % Slab::kChunks == 0 && Slab::kRows % kRowStep == 0,
+                "every thread loads as many chunks");
+  const int chunk = thread_index() % Slab::kChunks, first = thread_index() / Slab::kChunks;
+  const int64_t feature = col + chunk * (kChunkBytes / int(sizeof(Element)));
+  const int valid = count_within((x.cols - feature) * int64_t(sizeof(Element)), 0, kChunkBytes);
+  const char* from = matrix + ((row + first) * x.row_stride + feature) * int64_t(sizeof(Element));
+  const int64_t step = kRowStep * x.row_stride * int64_t(sizeof(Element));
+  const int rows = count_within(n - row, 0, Slab::kRows);
   PYGUIDE_UNROLL
-  for (int e = 0; e < kElements; ++e) {
-    Element value{};
-    if (e * int(sizeof(Element)) < valid) {
-      value = reinterpret_cast<const Element*>(from)[e * col_stride];
-    }
-    reinterpret_cast<Element*>(to)[e] = value;
+  for (int r = first; r < Slab::kRows; r += kRowStep, from += step) {
+    copy_chunk<kCopyBytes>(slab + Slab::offset(r, chunk), from, matrix, r < rows ? valid : 0);
   }
 }
 
-template <class Element, class Slab, int kThreads, int kCopyBytes>
-PYGUIDE_DEVICE void load_slab_by(char* slab, const Source& x, const char* matrix, int64_t n,
-                                 int64_t row, int64_t col) {
+// The slow way, for columns that are not contiguous or rows that start anywhere.
+template <class Element, class Slab, int kThreads>
+PYGUIDE_DEVICE void read_slab(char* slab, const Source& x, const char* matrix, int64_t n,
+                              int64_t row, int64_t col) {
   constexpr int kPerChunk = kChunkBytes / int(sizeof(Element));
-  constexpr int kCount = Slab::kRows * Slab::kChunks;
-  static_assert(kCount % kThreads == 0, "every thread loads as many chunks");
   // Neighbouring threads follow the axis that is contiguous in memory.
-  const bool down_columns = kCopyBytes == 0 && x.row_stride < x.col_stride;
-  PYGUIDE_UNROLL
-  for (int i = 0; i < kCount / kThreads; ++i) {
-    const int c = i * kThreads + thread_index();
+  const bool down_columns = x.row_stride < x.col_stride;
+PYGUIDE_NO_UNROLL
+  for (int c = thread_index(); c < Slab::kRows * Slab::kChunks; c += kThreads) {
     const int r = down_columns ? c % Slab::kRows : c / Slab::kChunks;
     const int chunk = down_columns ? c / Slab::kRows : c % Slab::kChunks;
-    const int64_t first = col + int64_t(chunk) * kPerChunk;
-    const bool inside = row + r < n;
-    const int valid =
-        inside ? bytes_within((x.cols - first) * int64_t(sizeof(Element)), 0, kChunkBytes) : 0;
-    const char* from =
-        matrix + ((row + r) * x.row_stride + first * x.col_stride) * int64_t(sizeof(Element));
-    char* to = slab + Slab::offset(r, chunk);
-    if constexpr (kCopyBytes == 0) {
-      copy_elements<Element>(to, from, x.col_stride, valid);
-    } else {
-      copy_chunk<Element, kCopyBytes>(to, from, matrix, valid);
+    const int64_t feature = col + chunk * kPerChunk;
+    const auto* from = reinterpret_cast<const Element*>(matrix) + (row + r) * x.row_stride +
+                       feature * x.col_stride;
+    auto* to = reinterpret_cast<Element*>(slab + Slab::offset(r, chunk));
+PYGUIDE_NO_UNROLL
+    for (int e = 0; e < kPerChunk; ++e) {
+      to[e] = row + r < n && feature + e < x.cols ? from[e * x.col_stride] : Element{};
     }
   }
 }
@@ -138,13 +138,13 @@ PYGUIDE_DEVICE void load_slab(char* slab, const Source& x, const char* matrix, i
                               int64_t row, int64_t col) {
   switch (x.copy_bytes) {
     case 16:
-      return load_slab_by<Element, Slab, kThreads, 16>(slab, x, matrix, n, row, col);
+      return copy_slab<Element, Slab, kThreads, 16>(slab, x, matrix, n, row, col);
     case 8:
-      return load_slab_by<Element, Slab, kThreads, 8>(slab, x, matrix, n, row, col);
+      return copy_slab<Element, Slab, kThreads, 8>(slab, x, matrix, n, row, col);
     case 4:
-      return load_slab_by<Element, Slab, kThreads, 4>(slab, x, matrix, n, row, col);
+      return copy_slab<Element, Slab, kThreads, 4>(slab, x, matrix, n, row, col);
     default:
-      return load_slab_by<Element, Slab, kThreads, 0>(slab, x, matrix, n, row, col);
+      return read_slab<Element, Slab, kThreads>(slab, x, matrix, n, row, col);
   }
 }
 
