@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import emulated_library
 import pytest
 import torch
 from torch import Tensor
@@ -54,3 +55,10 @@ def related_layers():
         return layers
 
     return make
+
+
+@pytest.fixture(scope="session")
+def emulator() -> emulated_library.Emulator:
+    """The CUDA library whose device memory is the host's, and its controls."""
+    folder = emulated_library.build("pyguide_cuda_emulated")
+    return emulated_library.Emulator(folder / "libpyguide_cuda_emulated.so")
