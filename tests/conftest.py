@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import emulated_library
+from pathlib import Path
+
 import pytest
 import torch
+from emulation import Emulator, build
 from torch import Tensor
 
 from pyguide import _native
@@ -58,7 +60,12 @@ def related_layers():
 
 
 @pytest.fixture(scope="session")
-def emulator() -> emulated_library.Emulator:
-    """The CUDA library whose device memory is the host's, and its controls."""
-    folder = emulated_library.build("pyguide_cuda_emulated")
-    return emulated_library.Emulator(folder / "libpyguide_cuda_emulated.so")
+def emulated_library() -> Path:
+    """The CUDA library compiled for the CPU: its device memory is the host's."""
+    return build("pyguide_cuda_emulated") / "libpyguide_cuda_emulated.so"
+
+
+@pytest.fixture(scope="session")
+def emulator(emulated_library) -> Emulator:
+    """Controls of the emulated CUDA library."""
+    return Emulator(emulated_library)

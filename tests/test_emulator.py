@@ -7,7 +7,7 @@ import signal
 import subprocess
 
 import pytest
-from emulated_library import build
+from emulation import build
 
 PROGRAM = "pyguide_emulator_tests"
 
