@@ -8,10 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from emulation import Emulator, build
-
-import pytest
-import torch
-from emulation import Emulator, build
 from torch import Tensor
 
 from pyguide import _native, cuda_library
