@@ -239,12 +239,12 @@ TEST(deleted_wait_shows) {
 
 TEST(divergent_barriers) {
   fail_with<TwoBarriers>("divergent barrier", {kGlobal});
-  fail_with<BarrierAfterExit>("1 threads have finished, 63 wait at 'all but one'", {kGlobal});
+  fail_with<BarrierAfterExit>("1 have finished, 63 wait at 'all but one'", {kGlobal});
   fail_with<BarrierInPartOfAWarp>("16 wait at 'half', 16 wait at 'shuffle_xor'", {kGlobal});
 }
 
 TEST(partial_warps) {
-  fail_with<PartialWarp>("1 threads have finished, 31 wait at 'shuffle_xor'", {kGlobal});
+  fail_with<PartialWarp>("1 have finished, 31 wait at 'shuffle_xor'", {kGlobal});
   fail_with<TwoOperations>("divergent warp", {kGlobal});
   fail_with<WideShuffle>("mask 32 is not a lane's", {kGlobal});
 }
