@@ -83,7 +83,7 @@ struct Large {
 #endif
   static constexpr int kThreads = 128;
 #ifdef PLANT_LARGE_BLOCKS
-  static constexpr int kBlocksPerSm = 4;
+  static constexpr int kBlocksPerSm = 5;
 #else
   static constexpr int kBlocksPerSm = 1;
 #endif
