@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
+from emulation import Emulator, build
 from torch import Tensor
 
-from pyguide import _native
-from pyguide.ops import native
+from pyguide import _native, cuda_library
+from pyguide.ops import cpu, cuda, dispatch
 
 
 @pytest.fixture(autouse=True)
@@ -18,8 +22,43 @@ def _seeded() -> None:
 @pytest.fixture(params=_native.instruction_sets())
 def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs the test once with each instruction set that this CPU has."""
-    monkeypatch.setattr(native, "instruction_set", request.param)
+    monkeypatch.setattr(cpu, "instruction_set", request.param)
     return request.param
+
+
+@pytest.fixture
+def emulated(emulated_library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sends CPU tensors through pyguide/ops/cuda.py to the emulated CUDA library."""
+    monkeypatch.setattr(cuda_library, "path", str(emulated_library))
+    monkeypatch.setitem(dispatch._BACKENDS, "cpu", cuda)
+    monkeypatch.setattr(cuda, "_target", lambda device: (0, 0))
+    monkeypatch.setattr(cuda, "_memory", lambda device: 2**40)
+    assert cuda_library.capability(0) >= cuda_library.MIN_CAPABILITY
+
+
+_CUDA = ["emulated", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+def _on(backend: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    if backend == "cuda":
+        with torch.device("cuda"):
+            yield backend
+        return
+    if backend == "emulated":
+        request.getfixturevalue("emulated")
+    yield backend
+
+
+@pytest.fixture(params=["cpu", *_CUDA])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test with every backend; on a GPU that is where it makes its tensors."""
+    yield from _on(request.param, request)
+
+
+@pytest.fixture(params=_CUDA)
+def cuda_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test with the CUDA kernels, emulated and on a GPU."""
+    yield from _on(request.param, request)
 
 
 @pytest.fixture
@@ -54,3 +93,15 @@ def related_layers():
         return layers
 
     return make
+
+
+@pytest.fixture(scope="session")
+def emulated_library() -> Path:
+    """The CUDA library compiled for the CPU: its device memory is the host's."""
+    return build("pyguide_cuda_emulated") / "libpyguide_cuda_emulated.so"
+
+
+@pytest.fixture(scope="session")
+def emulator(emulated_library) -> Emulator:
+    """Controls of the emulated CUDA library."""
+    return Emulator(emulated_library)
