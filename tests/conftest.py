@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from emulation import Emulator, build
 from torch import Tensor
 
 from pyguide import _native, cuda_library
@@ -91,3 +93,15 @@ def related_layers():
         return layers
 
     return make
+
+
+@pytest.fixture(scope="session")
+def emulated_library() -> Path:
+    """The CUDA library compiled for the CPU: its device memory is the host's."""
+    return build("pyguide_cuda_emulated") / "libpyguide_cuda_emulated.so"
+
+
+@pytest.fixture(scope="session")
+def emulator(emulated_library) -> Emulator:
+    """Controls of the emulated CUDA library."""
+    return Emulator(emulated_library)
