@@ -98,14 +98,16 @@ void check_output(const MatrixBatch& out, int64_t n) {
   }
 }
 
-void check_stack(const void* data, const char* name, DType dtype, int64_t layers, int64_t n) {
+void check_stack(const void* data, const char* name, DType dtype, int64_t layers, int64_t n,
+                 int64_t row_stride) {
   require(dtype == DType::kFloat64 || dtype == DType::kFloat32,
           "a Gram stack is float32 or float64");
   check_array(data, name, size_of(dtype));
   require(layers >= 1, "a stack needs at least one layer");
   require(n >= 1, "n must be positive");
+  require(row_stride >= n, "rows of a stack overlap");
   int64_t matrix = 0, count = 0;
-  const bool overflows = __builtin_mul_overflow(n, n, &matrix) ||
+  const bool overflows = __builtin_mul_overflow(n, row_stride, &matrix) ||
                          __builtin_mul_overflow(matrix, layers, &count);
   require(!overflows && fits(data, count, size_of(dtype)),
           "a stack's layers and n reach beyond the address space");

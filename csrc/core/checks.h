@@ -26,8 +26,9 @@ void check_layer(const MatrixBatch& x, int64_t n);
 // A layer's gradient: like a layer, and no two elements share an address.
 void check_output(const MatrixBatch& out, int64_t n);
 
-// A contiguous stack of `layers` n x n matrices.
-void check_stack(const void* data, const char* name, DType dtype, int64_t layers, int64_t n);
+// A stack of `layers` n x n matrices, rows `row_stride` elements apart and without other gaps.
+void check_stack(const void* data, const char* name, DType dtype, int64_t layers, int64_t n,
+                 int64_t row_stride);
 
 // Each index lies in [0, count).
 void check_indices(const std::vector<int64_t>& indices, int64_t count, const char* what);

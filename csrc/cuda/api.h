@@ -49,10 +49,12 @@ struct Pairs {
 struct Api {
   int version;
 
-  // How many devices there are; -1 and a message in *why if there is no driver, or an old one.
+  // How many devices there are, at least one; else -1, and in *why what is missing (a driver, a
+  // newer one, a device) and what to do.
   int (*device_count)(const char** why);
 
-  // Compute capability as 10 * major + minor, and loads every kernel; once a device, before use.
+  // Compute capability as 10 * major + minor. Loads every kernel unless that is below 80, which no
+  // kernel runs on; once a device, before use.
   const char* (*open_device)(int device, int* capability);
 
   // Entries of `stats` for one n x n matrix: pairs of doubles (trace, norm squared).

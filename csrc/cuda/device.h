@@ -16,9 +16,11 @@
 #include "emulator.h"
 #define PYGUIDE_DEVICE inline
 #define PYGUIDE_UNROLL
+#define PYGUIDE_NO_UNROLL
 #else
 #define PYGUIDE_DEVICE __device__ __forceinline__
 #define PYGUIDE_UNROLL _Pragma("unroll")
+#define PYGUIDE_NO_UNROLL _Pragma("unroll 1")
 #endif
 
 namespace pyguide::cuda {

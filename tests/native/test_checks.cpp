@@ -138,7 +138,7 @@ TEST(a_batch_steps_from_token_to_token) {
 TEST(stacks_are_checked) {
   double memory[8];
   const auto fails = [&](void* data, DType dtype, int64_t layers, int64_t n, const char* message) {
-    check_fails([=] { check_stack(data, "grams", dtype, layers, n); }, message);
+    check_fails([=] { check_stack(data, "grams", dtype, layers, n, n); }, message);
   };
   fails(memory, DType::kFloat16, 1, 2, "float32 or float64");
   fails(nullptr, DType::kFloat64, 1, 2, "grams is a null pointer");
@@ -152,7 +152,14 @@ TEST(stacks_are_checked) {
   }
   fails(memory, DType::kFloat64, kHuge, 1, "beyond the address space");
   fails(memory, DType::kFloat32, kHuge / 16, 2, "beyond the address space");
-  check_stack(memory, "grams", DType::kFloat64, 2, 2);
+  for (int64_t row_stride : {int64_t(1), int64_t(-2), INT64_MIN}) {
+    check_fails([&] { check_stack(memory, "grams", DType::kFloat64, 1, 2, row_stride); },
+                "rows of a stack overlap");
+  }
+  check_fails([&] { check_stack(memory, "grams", DType::kFloat64, 1, 2, kHuge / 8); },
+              "beyond the address space");
+  check_stack(memory, "grams", DType::kFloat64, 2, 2, 2);
+  check_stack(memory, "grams", DType::kFloat64, 1, 2, 4);
 }
 
 TEST(indices_are_checked) {
