@@ -17,7 +17,8 @@ struct Fault : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-int random_below(int count) { return int((random() >> 32) * uint64_t(count) >> 32); }
+// A number below `count` from the upper half of a random one.
+int scaled(uint64_t number, int count) { return int((number >> 32) * uint64_t(count) >> 32); }
 
 }  // namespace
 
@@ -31,7 +32,7 @@ void Block::prepare(const Launch& launch) {
   warps_.assign(launch.threads / kWarpLanes, Warp{});
   ready_warps_.clear();
   for (int i = 0; i < launch.threads; ++i) {
-    threads_[i].fiber.start(stacks_[i], FiberStacks::kBytes, run_thread);
+    threads_[i].fiber.start(stacks_[i], FiberStacks::kBytes - i % 32 * 576, run_thread);
     threads_[i].queue = CopyQueue{};
     make_ready(i);
   }
@@ -41,7 +42,7 @@ void Block::prepare(const Launch& launch) {
   // From a new draw at every step, which keeps the warps together, to warps that run until they
   // have to wait, which lets one get far ahead of the others.
   constexpr uint64_t kPatience[] = {0, 0xf, 0xff, 0xffff};
-  patience_mask_ = kPatience[random_below(4)];
+  patience_mask_ = kPatience[scaled(random(), 4)];
 }
 
 std::string Block::run(const Launch& launch, int64_t index) {
@@ -80,14 +81,15 @@ void Block::make_ready(int thread) {
   ready_warps_.push_back(thread / kWarpLanes);
 }
 
-void Block::choose_warp() { warp_ = ready_warps_[random_below(int(ready_warps_.size()))]; }
+void Block::choose_warp() { warp_ = ready_warps_[scaled(random(), int(ready_warps_.size()))]; }
 
 // Draws the thread that runs next and takes it out of the ready ones.
 int Block::next() {
   if (ready_warps_.empty()) fail(deadlock());
-  if (warps_[warp_].ready_count == 0 || (random() & patience_mask_) == 0) choose_warp();
+  const uint64_t number = random();
+  if (warps_[warp_].ready_count == 0 || (number & patience_mask_) == 0) choose_warp();
   Warp& warp = warps_[warp_];
-  const int place = random_below(warp.ready_count);
+  const int place = scaled(number, warp.ready_count);
   const int lane = warp.ready[place];
   warp.ready[place] = warp.ready[--warp.ready_count];
   if (warp.ready_count == 0) {

@@ -10,23 +10,16 @@
 
 namespace pyguide::cuda::emulator {
 
+uint64_t random_state = 0;
+
 namespace {
 
-uint64_t state = 0;
 std::string deleted;
 std::unordered_set<const char*> reached;
 const char* last_reached = nullptr;
 int64_t launches = 0;
 
 }  // namespace
-
-// SplitMix64 (Steele, Lea, Flood 2014).
-uint64_t random() {
-  uint64_t z = state += 0x9e3779b97f4a7c15u;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return z ^ (z >> 31);
-}
 
 bool leaves_out(const char* site) {
   if (site != last_reached) {
@@ -44,7 +37,7 @@ using namespace pyguide::cuda;
 
 extern "C" {
 
-EXPORTED void pyguide_emulator_seed(uint64_t seed) { emulator::state = seed; }
+EXPORTED void pyguide_emulator_seed(uint64_t seed) { emulator::random_state = seed; }
 
 EXPORTED void pyguide_emulator_delete(const char* site) { emulator::deleted = site; }
 

@@ -5,8 +5,15 @@
 
 namespace pyguide::cuda::emulator {
 
-// The next number of the seeded sequence.
-uint64_t random();
+extern __attribute__((visibility("hidden"))) uint64_t random_state;
+
+// The next number of the seeded sequence: SplitMix64 (Steele, Lea, Flood 2014).
+inline uint64_t random() {
+  uint64_t z = random_state += 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
 
 // Notes that a barrier or wait was reached; true if it is to be left out.
 bool leaves_out(const char* site);
