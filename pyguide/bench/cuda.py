@@ -20,12 +20,12 @@ __all__ = ["CUDA"]
 _REPEATS = 5
 
 # The unit that multiplies, and how many of its products one product of a Gram matrix and of a
-# gradient takes: float32 at "highest" is three TF32 products, and the coefficients of 16-bit
-# layers are two 16-bit terms.
+# gradient takes: float32 at "highest" is three TF32 products, and where features are 16-bit the
+# coefficients are sums of two 16-bit numbers.
 _UNITS = {
     "highest": ("tf32", 3, 3),
     "high": ("tf32", 1, 1),
-    "medium": ("bf16", 1, 1),
+    "medium": ("bf16", 1, 2),
     "bf16": ("bf16", 1, 2),
 }
 
