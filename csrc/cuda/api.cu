@@ -2,6 +2,8 @@
 #include "cuda/api.h"
 
 #include "cuda/devices.h"
+#include <initializer_list>
+
 #include "cuda/ops.h"
 
 namespace pyguide::cuda {
