@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyguide import _native
-from pyguide.ops import native
+from pyguide.ops import cpu
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,7 @@ def _seeded() -> None:
 @pytest.fixture(params=_native.instruction_sets())
 def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs the test once with each instruction set that this CPU has."""
-    monkeypatch.setattr(native, "instruction_set", request.param)
+    monkeypatch.setattr(cpu, "instruction_set", request.param)
     return request.param
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import pyguide
 from pyguide import _native, reference
-from pyguide.ops import native
+from pyguide.ops import cpu
 from pyguide.ops.views import DTYPE_CODES
 
 CENTERINGS = {"none": 0, "H": 1, "U": 2}
@@ -360,7 +360,7 @@ def call_public_gram(rng: random.Random) -> None:
 
 
 def _configure(rng: random.Random) -> None:
-    threads, native.instruction_set = settings(rng)
+    threads, cpu.instruction_set = settings(rng)
     torch.set_num_threads(threads)
 
 
@@ -384,7 +384,7 @@ def fuzz_one(seed: int, index: int) -> str:
     rng = random.Random(f"{seed} {index}")
     torch.manual_seed(rng.getrandbits(60))
     (call,) = rng.choices(list(CALLS), list(CALLS.values()))
-    threads, instruction_set = torch.get_num_threads(), native.instruction_set
+    threads, instruction_set = torch.get_num_threads(), cpu.instruction_set
     try:
         call(rng)
     except Exception as error:
@@ -392,7 +392,7 @@ def fuzz_one(seed: int, index: int) -> str:
         raise AssertionError(f"{call.__name__}: {error}; again with: {again}") from error
     finally:
         torch.set_num_threads(threads)
-        native.instruction_set = instruction_set
+        cpu.instruction_set = instruction_set
     return call.__name__
 
 

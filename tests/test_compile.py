@@ -7,6 +7,7 @@ import torch
 
 import pyguide
 from pyguide.ops import feature_space, sample_space
+from pyguide.ops.contract import HIGHEST
 
 
 @pytest.fixture(autouse=True)
@@ -94,27 +95,30 @@ def test_opcheck_cka(name: str, debiased: bool, per_token: bool) -> None:
     if per_token:
         layers = [torch.randn(2, 9, 3).transpose(0, 1), torch.randn(9, 2), torch.randn(9, 2, 3)]
     left, right = [0, 1, 2], [1, 2, 2]
+    options = (debiased, per_token, HIGHEST)
     forward = getattr(torch.ops.pyguide, name).default
-    torch.library.opcheck(forward, (layers, left, right, debiased, per_token))
-    values, degenerate, saved = forward(layers, left, right, debiased, per_token)
+    torch.library.opcheck(forward, (layers, left, right, *options))
+    values, degenerate, saved = forward(layers, left, right, *options)
     backward = getattr(torch.ops.pyguide, f"{name}_backward").default
     grad = torch.ones(len(values))
     results = (grad, values, degenerate, saved)
-    torch.library.opcheck(backward, (*results, layers, left, right, [0, 2], debiased, per_token))
+    torch.library.opcheck(backward, (*results, layers, left, right, [0, 2], *options))
 
 
 @pytest.mark.parametrize("center", [False, True])
 def test_opcheck_gram(center: bool) -> None:
     layers = [torch.randn(9, 4), torch.randn(9, 2, 3).to(torch.bfloat16)]
-    torch.library.opcheck(torch.ops.pyguide.gram.default, (layers, center))
+    torch.library.opcheck(torch.ops.pyguide.gram.default, (layers, center, HIGHEST))
     grad = torch.randn(2, 9, 9)
-    torch.library.opcheck(torch.ops.pyguide.gram_backward.default, (grad, layers, [1], center))
+    torch.library.opcheck(
+        torch.ops.pyguide.gram_backward.default, (grad, layers, [1], center, HIGHEST)
+    )
 
 
 @pytest.mark.parametrize("per_token", [False, True])
 def test_what_routes_save_is_what_they_say(per_token: bool) -> None:
     layers = [torch.randn(9, 2, 3).double(), torch.randn(9, 2, 5).double()]
     for route in (sample_space, feature_space):
-        real = route.forward(layers, [0], [1], False, per_token)[2]
+        real = route.forward(layers, [0], [1], False, per_token, HIGHEST)[2]
         fake = route.fake_saved(layers, [0], [1], per_token)
         assert [(t.shape, t.dtype) for t in fake] == [(t.shape, t.dtype) for t in real]

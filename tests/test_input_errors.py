@@ -7,7 +7,7 @@ import torch
 
 import pyguide
 from pyguide import _native
-from pyguide.ops import cka_pairs_and_flags, inputs
+from pyguide.ops import cka_pairs_and_flags, dispatch
 
 X = torch.randn(8, 3)
 
@@ -67,9 +67,9 @@ def test_message(call, error, message) -> None:
 
 def test_other_devices_use_the_reference_and_warn_once() -> None:
     # The meta device stands for any device without a native backend.
-    inputs._warn_no_backend.cache_clear()
+    dispatch._warn_no_backend.cache_clear()
     x = torch.empty(8, 3, device="meta")
-    with pytest.warns(UserWarning, match="no native backend for 'meta'"):
+    with pytest.warns(UserWarning, match="no native backend for these 'meta'"):
         assert pyguide.cka(x, x).device.type == "meta"
     import warnings
 

@@ -19,7 +19,7 @@ import torch
 
 import pyguide
 from pyguide import _native, reference
-from pyguide.ops import native
+from pyguide.ops import cpu
 
 
 def test_every_half_and_bfloat16_is_widened_exactly(instruction_set) -> None:
@@ -29,13 +29,13 @@ def test_every_half_and_bfloat16_is_widened_exactly(instruction_set) -> None:
         every = bits.view(dtype)
         finite = every[torch.isfinite(every)]
         x = finite.reshape(1, -1).clone()
-        (copied,) = native.apply(torch.ones(1, 1, 1), [x], shifted=False)
+        (copied,) = cpu.apply(torch.ones(1, 1, 1), [x], shifted=False)
         # Equal as numbers: +0 is added to -0 in the sums.
         assert torch.equal(copied, x)
         # Infinities and NaN stay what they are.
         for value in (float("inf"), float("-inf"), float("nan")):
             special = torch.full((1, 40), value, dtype=dtype)
-            (copied,) = native.apply(torch.ones(1, 1, 1), [special], shifted=False)
+            (copied,) = cpu.apply(torch.ones(1, 1, 1), [special], shifted=False)
             torch.testing.assert_close(copied, special, equal_nan=True, rtol=0, atol=0)
 
 
@@ -61,14 +61,14 @@ def test_narrowing_rounds_to_nearest_even(instruction_set, dtype) -> None:
     every = bits.view(dtype)
     x = every[torch.isfinite(every)].reshape(1, -1).clone()
     for factor in (0.5, 1.0 + 2.0**-11, 1.0 + 2.0**-8, 3.0, 0.3, 2.0**-10, 2.0**-20, 1e5):
-        (scaled,) = native.apply(torch.full((1, 1, 1), factor), [x], shifted=False)
+        (scaled,) = cpu.apply(torch.full((1, 1, 1), factor), [x], shifted=False)
         expected = (x.float() * torch.tensor(factor)).to(dtype)
         assert torch.equal(scaled, expected)
 
 
 def test_large_half_gradients_overflow_to_infinity() -> None:
     x = torch.tensor([[65504.0, 65519.9, 1.0]], dtype=torch.float16)
-    (scaled,) = native.apply(torch.full((1, 1, 1), 1.001), [x], shifted=False)
+    (scaled,) = cpu.apply(torch.full((1, 1, 1), 1.001), [x], shifted=False)
     assert torch.equal(scaled, (x.float() * 1.001).half()) and scaled[0, 0].isinf()
 
 
@@ -126,7 +126,7 @@ def test_stack_offsets_beyond_2_to_the_31() -> None:
         stack = memory.view(torch.float32).view(layers, n, n)
         last = layers - 1
         x, y = torch.randn(n, 300), torch.randn(n, 300)
-        grams, pair_stats = native._gram([x, y], 1)
+        grams, pair_stats = cpu._gram([x, y], 1)
         stack[0], stack[last] = grams[0], grams[1]
         stats[0], stats[last] = pair_stats[0], pair_stats[1]
         values = torch.zeros(1, dtype=torch.float64)
@@ -141,7 +141,7 @@ def test_stack_offsets_beyond_2_to_the_31() -> None:
         )
         y = y.requires_grad_()
         (expected,) = torch.autograd.grad(pyguide.cka(x, y), y)
-        torch.testing.assert_close(native.apply(out, [y.detach()], shifted=True)[0], expected)
+        torch.testing.assert_close(cpu.apply(out, [y.detach()], shifted=True)[0], expected)
         del stack, memory
 
 
@@ -273,6 +273,6 @@ def test_instances_agree(monkeypatch) -> None:
     x, y = torch.randn(130, 700), torch.randn(130, 70)
     values = []
     for name in _native.instruction_sets():
-        monkeypatch.setattr(native, "instruction_set", name)
+        monkeypatch.setattr(cpu, "instruction_set", name)
         values.append(pyguide.cka(x, y, debiased=True).item())
     np.testing.assert_allclose(values, values[0], atol=1e-7)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import pyguide
 from pyguide import _native
-from pyguide.ops import native
+from pyguide.ops import cpu
 from pyguide.ops.views import DTYPE_CODES
 
 # Enough work for two threads in every operation.
@@ -43,9 +43,9 @@ def test_a_forked_child_computes_the_same_bits_on_its_own_threads(threads) -> No
 
     # Calls no operator of torch that loops in parallel: those would hang in the child.
     def compute() -> list[bytes]:
-        forward = native.alignment([x, y], [0], [1], debiased=False)
+        forward = cpu.alignment([x, y], [0], [1], debiased=False)
         a = torch.ones(1, dtype=torch.float64)
-        gradient = native.alignment_backward(a, forward, [x, y], [0], [1], [0])
+        gradient = cpu.alignment_backward(a, forward, [x, y], [0], [1], [0])
         return [t.numpy().tobytes() for t in (forward.grams, forward.values, *gradient)]
 
     expected = compute()
@@ -68,10 +68,10 @@ def test_children_of_children_and_later_forks(threads) -> None:
         child = os.fork()
         if child == 0:
             try:
-                native.gram([x], center=True)
+                cpu.gram([x], center=True)
                 grandchild = os.fork()
                 if grandchild == 0:
-                    native.gram([x], center=True)
+                    cpu.gram([x], center=True)
                     os._exit(0)
                 os._exit(0 if _wait(grandchild, 60) == 0 else 1)
             finally:

@@ -13,7 +13,7 @@ from torch import Tensor
 import pyguide
 from pyguide.bench import formulas
 from pyguide.bench.workloads import Problem, Workload
-from pyguide.ops import native
+from pyguide.ops.dispatch import backend_of
 
 __all__ = ["CANDIDATES", "Candidate", "Result", "Run", "candidate", "candidates_of"]
 
@@ -125,7 +125,8 @@ def _loss_of_tokens(loss: Callable[[Tensor, Tensor], Tensor]) -> Run:
 def _pyguide(workload: Workload) -> Run:
     def apply(problem: Problem) -> Result:
         assert problem.coefficients is not None
-        return Result(native.apply(problem.coefficients, problem.xs, shifted=True), [])
+        backend = backend_of(problem.coefficients.device)
+        return Result(backend.apply(problem.coefficients, problem.xs, shifted=True), [])
 
     if workload.tokens:
         loss = pyguide.CKALoss(per_token=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyguide.distances.base import Distance
 from pyguide.ops import cka_pairs_and_flags
+from pyguide.ops.inputs import check_precision
 
 __all__ = ["LinearCKA"]
 
@@ -28,6 +29,8 @@ class LinearCKA(Distance):
     ----------
     debiased : bool
         Use the debiased estimator, which needs n >= 4 and lies in [-1, 1].
+    precision : {"highest", "high", "medium"}, optional
+        How GPUs multiply float32 features, see :func:`pyguide.cka_pairs`.
 
     Notes
     -----
@@ -50,14 +53,17 @@ class LinearCKA(Distance):
     torch.Size([2])
     """
 
-    def __init__(self, *, debiased: bool = False) -> None:
+    def __init__(self, *, debiased: bool = False, precision: str | None = None) -> None:
+        check_precision(precision)
         self.debiased = debiased
+        self.precision = precision
         self.name = "debiased_cka" if debiased else "cka"
         self.min_samples = 4 if debiased else 2
         self._warned = False
 
     def __repr__(self) -> str:
-        return f"LinearCKA(debiased={self.debiased})"
+        precision = f", precision={self.precision!r}" if self.precision else ""
+        return f"LinearCKA(debiased={self.debiased}{precision})"
 
     def __call__(
         self,
@@ -77,7 +83,12 @@ class LinearCKA(Distance):
         per_token: bool = False,
     ) -> tuple[Tensor, Tensor]:
         cka, degenerate = cka_pairs_and_flags(
-            xs, ys, pairs=pairs, debiased=self.debiased, per_token=per_token
+            xs,
+            ys,
+            pairs=pairs,
+            debiased=self.debiased,
+            per_token=per_token,
+            precision=self.precision,
         )
         quiet = self.debiased or self._warned or torch.compiler.is_compiling()
         if not quiet and xs and xs[0].size(0) < _FEW_SAMPLES:

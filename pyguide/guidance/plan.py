@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyguide.distances import LinearCKA
 from pyguide.guidance.comparison import Comparison
 from pyguide.ops import feature_space, sample_space
-from pyguide.ops.native import result_dtype
+from pyguide.ops.contract import result_dtype
 from pyguide.ops.routes import Part, multiply_adds, split_by_route
 
 __all__ = ["Plan", "PlanRow", "make_plan"]
@@ -155,8 +156,10 @@ def _part_costs(
         pairs = [(used.index(i), used.index(j)) for i, j in part.pairs[:count]]
         forward, backward = multiply_adds(some, pairs, debiased, part.in_feature_space, tokens or 1)
         left, right = (list(side) for side in zip(*pairs, strict=True))
-        # In the type of all layers' results, whatever the first ones' would be.
-        saved = route.fake_saved([x.to(dtype) for x in some], left, right, per_token)
+        # In the type of all layers' results, whatever the first ones' would be; on the CPU, where
+        # memory that is not written costs nothing, since a plan needs no device's backend.
+        shapes = [torch.empty_like(x, dtype=dtype, device="cpu") for x in some]
+        saved = route.fake_saved(shapes, left, right, per_token)
         after = (
             forward * (tokens or 1),
             backward * (tokens or 1),

@@ -10,29 +10,38 @@ from torch import Tensor
 
 from pyguide import reference
 from pyguide.ops import feature_space, sample_space
+from pyguide.ops.contract import result_dtype, token_count
+from pyguide.ops.dispatch import has_native_backend
 from pyguide.ops.first_derivative import first_derivative_only
 from pyguide.ops.inputs import (
     check_layers,
     check_pairs,
     check_precision,
     check_tokens,
-    has_native_backend,
     integer_pairs,
 )
 from pyguide.ops.library import register
-from pyguide.ops.native import result_dtype, token_count
+from pyguide.ops.precision import precision_code
 from pyguide.ops.routes import split_by_route
 
 __all__ = ["CKALoss", "cka", "cka_matrix", "cka_pairs", "cka_pairs_and_flags"]
 
 _REDUCTIONS = ("sum", "mean")
 
+# The last arguments of every operator: debiased, per_token, precision code.
+_Options = tuple[bool, bool, int]
+
 
 def _register_route(name: str, route: Any) -> tuple[Any, Any]:
     """Register the forward and backward operators of one way to compute CKA."""
 
     def fake_forward(
-        layers: list[Tensor], left: list[int], right: list[int], debiased: bool, per_token: bool
+        layers: list[Tensor],
+        left: list[int],
+        right: list[int],
+        debiased: bool,
+        per_token: bool,
+        precision: int,
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         count = len(left) * token_count(layers, per_token)
         values = layers[0].new_empty(count, dtype=torch.float64)
@@ -50,20 +59,21 @@ def _register_route(name: str, route: Any) -> tuple[Any, Any]:
         wanted: list[int],
         debiased: bool,
         per_token: bool,
+        precision: int,
     ) -> list[Tensor]:
         return [torch.empty_like(layers[w]) for w in wanted]
 
     forward = register(
         f"{name}(Tensor[] layers, int[] left, int[] right, bool debiased,"
-        " bool per_token) -> (Tensor values, Tensor degenerate, Tensor[] saved)",
-        cpu=route.forward,
+        " bool per_token, int precision) -> (Tensor values, Tensor degenerate, Tensor[] saved)",
+        implementation=route.forward,
         fake=fake_forward,
     )
     backward = register(
         f"{name}_backward(Tensor grad, Tensor values, Tensor degenerate, Tensor[] saved,"
         " Tensor[] layers, int[] left, int[] right, int[] wanted, bool debiased,"
-        " bool per_token) -> Tensor[]",
-        cpu=route.backward,
+        " bool per_token, int precision) -> Tensor[]",
+        implementation=route.backward,
         fake=fake_backward,
     )
     return forward, backward
@@ -80,14 +90,14 @@ class _CKA(torch.autograd.Function):
         in_feature_space: bool,
         left: list[int],
         right: list[int],
-        debiased: bool,
-        per_token: bool,
+        options: _Options,
         *layers: Tensor,
     ) -> tuple[Tensor, Tensor]:
         forward = _feature_forward if in_feature_space else _sample_forward
-        values, degenerate, saved = forward(list(layers), left, right, debiased, per_token)
+        values, degenerate, saved = forward(list(layers), left, right, *options)
         ctx.in_feature_space = in_feature_space
-        ctx.arguments = left, right, debiased, per_token
+        ctx.pairs = left, right
+        ctx.options = options
         ctx.layers = len(layers)
         ctx.save_for_backward(values, degenerate, *layers, *saved)
         ctx.mark_non_differentiable(degenerate)
@@ -97,17 +107,17 @@ class _CKA(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Any) -> Any:
         values, degenerate, *rest = ctx.saved_tensors
         layers, saved = rest[: ctx.layers], rest[ctx.layers :]
-        left, right, debiased, per_token = ctx.arguments
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[5:]) if needed]
+        left, right = ctx.pairs
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[4:]) if needed]
         backward = _feature_backward if ctx.in_feature_space else _sample_backward
         computed = backward(
-            grad, values, degenerate, saved, layers, left, right, wanted, debiased, per_token
+            grad, values, degenerate, saved, layers, left, right, wanted, *ctx.options
         )
         computed = first_derivative_only(computed, grad, *layers)
         grads: list[Tensor | None] = [None] * len(layers)
         for w, g in zip(wanted, computed, strict=True):
             grads[w] = g
-        return (None, None, None, None, None, *grads)
+        return (None, None, None, None, *grads)
 
 
 def _check_layers(
@@ -125,19 +135,18 @@ def _check_layers(
 def _align(
     in_feature_space: bool,
     pairs: list[tuple[int, int]],
-    debiased: bool,
-    per_token: bool,
+    options: _Options,
     layers: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Values and degenerate flags of pairs of layers by one of the routes."""
     left, right = [i for i, _ in pairs], [j for _, j in pairs]
     if torch.is_grad_enabled() and any(x.requires_grad for x in layers):
-        values, degenerate = _CKA.apply(in_feature_space, left, right, debiased, per_token, *layers)
+        values, degenerate = _CKA.apply(in_feature_space, left, right, options, *layers)
         return values, degenerate
     # Not only cheaper: where nothing requires grad, Dynamo tells a Function that takes ctx from
     # one that does not by the number of arguments, and some numbers of layers mislead it.
     forward = _feature_forward if in_feature_space else _sample_forward
-    values, degenerate, _ = forward(layers, left, right, debiased, per_token)
+    values, degenerate, _ = forward(layers, left, right, *options)
     return values.to(result_dtype(layers)), degenerate
 
 
@@ -181,7 +190,7 @@ def cka_pairs_and_flags(
     check_precision(precision)
     _check_layers(debiased, ("xs[]", xs), ("ys[]", ys), per_token=per_token)
     checked = check_pairs(pairs, len(xs), len(ys))
-    return _checked_cka(xs, ys, checked, debiased, per_token, route)
+    return _checked_cka(xs, ys, checked, debiased, per_token, precision, route)
 
 
 def _checked_cka(
@@ -189,7 +198,8 @@ def _checked_cka(
     ys: Sequence[Tensor],
     pairs: list[tuple[int, int]],
     debiased: bool,
-    per_token: bool = False,
+    per_token: bool,
+    precision: str | None,
     route: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     dtype = result_dtype([*xs, *ys])
@@ -209,9 +219,9 @@ def _checked_cka(
     layers, positions = _distinct(used)
     indices = list(zip(positions[: len(pairs)], positions[len(pairs) :], strict=True))
     parts = split_by_route(layers, indices, route, debiased, token_count(layers, per_token))
+    options = (debiased, per_token, precision_code(precision, xs[0].device))
     results = [
-        _align(p.in_feature_space, p.pairs, debiased, per_token, [layers[i] for i in p.layers])
-        for p in parts
+        _align(p.in_feature_space, p.pairs, options, [layers[i] for i in p.layers]) for p in parts
     ]
     if per_token:
         results = [
@@ -221,12 +231,13 @@ def _checked_cka(
     if len(results) == 1:
         values, flags = results[0]
         return values.to(dtype), flags
-    order = [position for part in parts for position in part.positions]
-    inverse = [0] * len(order)
-    for at, position in enumerate(order):
-        inverse[position] = at
-    values = torch.cat([v.to(dtype) for v, _ in results])[inverse]
-    return values, torch.cat([f for _, f in results])[inverse]
+    # Rows are gathered by stacking them: an index would be copied to the device, and wait for it.
+    rows: list[tuple[Tensor, Tensor]] = [results[0]] * len(pairs)
+    for part, (values, flags) in zip(parts, results, strict=True):
+        found = zip(values.to(dtype).unbind(), flags.unbind(), strict=True)
+        for position, row in zip(part.positions, found, strict=True):
+            rows[position] = row
+    return torch.stack([v for v, _ in rows]), torch.stack([f for _, f in rows])
 
 
 def cka_pairs(
@@ -268,8 +279,12 @@ def cka_pairs(
         The layers are (n, T, ...) with one T, and every token is compared on its own: one CKA
         for each pair and token.
     precision : {"highest", "high", "medium"}, optional
-        As torch's float32 matmul precision, which is the default. CPUs always compute at
-        "highest".
+        How GPUs multiply float32 features: as three TF32 products (float32's accuracy), one
+        TF32 product or one bfloat16 product; sums are float32 and float64 throughout. By default
+        torch's float32 matmul setting when the function is called (or compiled: a compiled
+        function follows a later change between "highest" and the others only); backward uses
+        what forward used. float64, bfloat16 and float16 features are multiplied in their own
+        type, and CPUs always compute at "highest".
 
     Returns
     -------
@@ -320,6 +335,7 @@ def cka(
     per_token : bool
         One CKA for each of T tokens.
     precision : {"highest", "high", "medium"}, optional
+        See :func:`cka_pairs`.
 
     Returns
     -------
@@ -334,7 +350,7 @@ def cka(
     """
     check_precision(precision)
     _check_layers(debiased, ("x", [x]), ("y", [y]), per_token=per_token)
-    return _checked_cka([x], [y], [(0, 0)], debiased, per_token)[0].squeeze(0)
+    return _checked_cka([x], [y], [(0, 0)], debiased, per_token, precision)[0].squeeze(0)
 
 
 def cka_matrix(
@@ -353,6 +369,7 @@ def cka_matrix(
     debiased : bool
         The debiased estimator; needs n >= 4.
     precision : {"highest", "high", "medium"}, optional
+        See :func:`cka_pairs`.
 
     Returns
     -------
@@ -370,7 +387,7 @@ def cka_matrix(
     check_precision(precision)
     _check_layers(debiased, ("xs[]", xs), ("ys[]", ys))
     pairs = [(i, j) for i in range(len(xs)) for j in range(len(ys))]
-    return _checked_cka(xs, ys, pairs, debiased)[0].reshape(len(xs), len(ys))
+    return _checked_cka(xs, ys, pairs, debiased, False, precision)[0].reshape(len(xs), len(ys))
 
 
 class CKALoss(torch.nn.Module):
@@ -387,6 +404,7 @@ class CKALoss(torch.nn.Module):
     reduction : {"sum", "mean"}
         Over the pairs and tokens. The paper of guidance sums.
     precision : {"highest", "high", "medium"}, optional
+        See :func:`cka_pairs`.
 
     Examples
     --------
@@ -433,5 +451,5 @@ class CKALoss(torch.nn.Module):
     def extra_repr(self) -> str:
         return (
             f"pairs={self.pairs}, debiased={self.debiased}, per_token={self.per_token}, "
-            f"reduction={self.reduction!r}"
+            f"reduction={self.reduction!r}, precision={self.precision!r}"
         )

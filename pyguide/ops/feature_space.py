@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyguide.ops.native import result_dtype, token_count
+from pyguide.ops.contract import result_dtype, token_count
 
 __all__ = ["backward", "fake_saved", "forward", "products_of"]
 
@@ -33,7 +33,7 @@ def _centered(x: Tensor, debiased: bool) -> Tensor:
     """X minus its column means, (n, d), in the type that it is multiplied in."""
     x = x.reshape(x.size(0), -1)
     in_double = debiased or x.dtype == torch.float64 or x.size(0) <= _FEW_SAMPLES
-    in_double = in_double or not _float32_is_exact()
+    in_double = in_double or not _float32_is_exact(x.device)
     x = x.to(torch.float64 if in_double else torch.float32)
     centered = x - x.mean(dim=0)
     # What rounding left of the mean: 6e-5 standard deviations at an offset of 1000.
@@ -44,48 +44,60 @@ def _product(x: Tensor, y: Tensor) -> Tensor:
     """``X^T Y`` in float64."""
     if x.dtype != y.dtype or x.dtype == torch.float64:
         return x.double().T @ y.double()
-    total = torch.zeros((x.size(1), y.size(1)), dtype=torch.float64)
+    total = x.new_zeros((x.size(1), y.size(1)), dtype=torch.float64)
     # Inside the operator, where autocast still holds.
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(x.device.type, enabled=False):
         for rows, others in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
             total += rows.T @ others
     return total
 
 
-def _float32_is_exact() -> bool:
-    """Whether torch's float32 products on the CPU are: a lower matmul precision allows bfloat16."""
-    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+def _float32_is_exact(device: torch.device) -> bool:
+    """Whether torch's float32 products there are: a lower matmul precision allows less."""
+    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    matmul = getattr(backend, "matmul", None)
     return getattr(matmul, "fp32_precision", "none") in ("none", "ieee")
 
 
 class _Inner:
-    """Inner products ``<K°_i, K°_j>`` of centred layers from the products of their features."""
+    """Inner products ``<K°_i, K°_j>`` of centred layers from the products of their features.
+
+    Everything stays on the layers' device: a number read by Python would wait for it.
+    """
 
     def __init__(self, x: list[Tensor], products: dict[tuple[int, int], Tensor], debiased: bool):
         self.n = x[0].size(0)
-        self.products = products
         self.debiased = debiased
-        self.traces = [float(products[i, i].trace()) for i in range(len(x))]
+        self.traces = torch.stack([products[i, i].trace() for i in range(len(x))])
         self.row_norms = [t.double().square().sum(dim=1) for t in x] if debiased else []
+        self.products = products
+        self.norms = torch.stack([self(i, i) for i in range(len(x))])
 
-    def __call__(self, i: int, j: int) -> float:
-        value = float(self.products[min(i, j), max(i, j)].square().sum())
+    def __call__(self, i: int, j: int) -> Tensor:
+        value = self.products[min(i, j), max(i, j)].square().sum()
         if self.debiased:
             n = self.n
-            value -= n / (n - 2) * float(self.row_norms[i] @ self.row_norms[j])
-            value += self.traces[i] * self.traces[j] / ((n - 1) * (n - 2))
+            value = value - n / (n - 2) * (self.row_norms[i] @ self.row_norms[j])
+            value = value + self.traces[i] * self.traces[j] / ((n - 1) * (n - 2))
         return value
 
-    def is_degenerate(self, i: int, norm_squared: float, eps: float) -> bool:
+    def degenerate(self, eps: float) -> Tensor:
+        """Which layers are, (L,) bool."""
         # As in sample space, ||K°|| <= 16 eps tr(Kc). The debiased norm is a difference of
         # terms of size tr^2, so below 2^-46 tr^2 it is rounding.
         threshold = max((16 * eps) ** 2, 2.0**-46)
-        return self.traces[i] == 0 or norm_squared <= threshold * self.traces[i] ** 2
+        return (self.traces == 0) | (self.norms <= threshold * self.traces**2)
 
     def row_weights(self, j: int) -> Tensor:
         """What the debiased terms add to the derivative: (n,) factors of the rows of X_i."""
         n = self.n
         return self.traces[j] / ((n - 1) * (n - 2)) - n / (n - 2) * self.row_norms[j]
+
+
+def _gather(of_layers: Tensor, layers: list[int]) -> Tensor:
+    """``of_layers[layers]`` without an index, which would be copied to the device."""
+    each = of_layers.unbind()
+    return torch.stack([each[i] for i in layers])
 
 
 def _tokens(layers: list[Tensor]) -> list[list[Tensor]]:
@@ -95,12 +107,21 @@ def _tokens(layers: list[Tensor]) -> list[list[Tensor]]:
 
 @torch.no_grad()
 def forward(
-    layers: list[Tensor], left: list[int], right: list[int], debiased: bool, per_token: bool
+    layers: list[Tensor],
+    left: list[int],
+    right: list[int],
+    debiased: bool,
+    per_token: bool,
+    precision: int,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Values (P T,) float64, degenerate flags (P T,) bool, and the products for the gradient."""
+    """Values (P T,) float64, degenerate flags (P T,) bool, and the products for the gradient.
+
+    ``precision`` means nothing here: products are exact to float32 or float64.
+    """
     if per_token:
         values_of, flags_of, saved_of = zip(
-            *(forward(x, left, right, debiased, False) for x in _tokens(layers)), strict=True
+            *(forward(x, left, right, debiased, False, precision) for x in _tokens(layers)),
+            strict=True,
         )
         return (
             torch.stack(values_of, dim=1).flatten(),
@@ -111,24 +132,13 @@ def forward(
     keys = products_of(len(layers), left, right)
     products = {(i, j): _product(x[i], x[j]) for i, j in keys}
     inner = _Inner(x, products, debiased)
-    eps = torch.finfo(result_dtype(layers)).eps
-    norms = [inner(i, i) for i in range(len(layers))]
-    degenerate_layers = [inner.is_degenerate(i, h, eps) for i, h in enumerate(norms)]
-    values, flags = [], []
-    for i, j in zip(left, right, strict=True):
-        value = inner(i, j)
-        nan = any(math.isnan(v) for v in (value, norms[i], norms[j]))
-        flag = not nan and (degenerate_layers[i] or degenerate_layers[j])
-        flags.append(flag)
-        if nan:
-            values.append(math.nan)
-        else:
-            values.append(0.0 if flag else value * norms[i] ** -0.5 * norms[j] ** -0.5)
-    return (
-        torch.tensor(values, dtype=torch.float64),
-        torch.tensor(flags, dtype=torch.bool),
-        list(products.values()),
-    )
+    degenerate = inner.degenerate(torch.finfo(result_dtype(layers)).eps)
+    roots = inner.norms**-0.5
+    values = torch.stack([inner(i, j) for i, j in zip(left, right, strict=True)])
+    nan = values.isnan() | _gather(inner.norms.isnan(), left) | _gather(inner.norms.isnan(), right)
+    flags = ~nan & (_gather(degenerate, left) | _gather(degenerate, right))
+    values = values * _gather(roots, left) * _gather(roots, right)
+    return values.masked_fill(flags, 0.0), flags, list(products.values())
 
 
 def fake_saved(
@@ -156,6 +166,7 @@ def backward(
     wanted: list[int],
     debiased: bool,
     per_token: bool,
+    precision: int,
 ) -> list[Tensor]:
     """Gradient of ``(grad * values).sum()`` in each wanted layer."""
     if per_token:
@@ -163,9 +174,18 @@ def backward(
         of_pairs = [t.view(len(left), -1) for t in (grad, values, degenerate)]
         for t, token in enumerate(_tokens(layers)):
             grad, values, degenerate = (of_pair[:, t] for of_pair in of_pairs)
-            kept = [product[t] for product in saved]
             computed = backward(
-                grad, values, degenerate, kept, token, left, right, wanted, debiased, False
+                grad,
+                values,
+                degenerate,
+                [product[t] for product in saved],
+                token,
+                left,
+                right,
+                wanted,
+                debiased,
+                False,
+                precision,
             )
             for of_layer, of_token in zip(grads, computed, strict=True):
                 of_layer[:, t] = of_token
@@ -173,28 +193,13 @@ def backward(
     x = [_centered(layer, debiased) for layer in layers]
     product_of = dict(zip(products_of(len(layers), left, right), saved, strict=True))
     inner = _Inner(x, product_of, debiased)
-    norms = [inner(i, i) for i in range(len(layers))]
-    # scales[i][j]: the coefficient, in the gradient of X_i, of half the derivative of
-    # <K°_i, K°_j> with X_j fixed.
-    scales: list[dict[int, float]] = [{} for _ in layers]
-    for p, (i, j) in enumerate(zip(left, right, strict=True)):
-        if degenerate[p]:
-            continue
-        g, c = float(grad[p]), float(values[p])
-        for a, b in ((i, j), (j, i)):
-            # A NaN value may come with a zero norm, by which Python would refuse to divide.
-            cross = own = math.nan
-            if not math.isnan(c):
-                cross = 2 * g * norms[a] ** -0.5 * norms[b] ** -0.5
-                own = -2 * g * c / norms[a]
-            scales[a][b] = scales[a].get(b, 0.0) + cross
-            scales[a][a] = scales[a].get(a, 0.0) + own
+    scales = _scales(grad.double(), values, degenerate, inner.norms, left, right)
     grads = []
     for w in wanted:
         total = torch.zeros_like(x[w])
         for j, scale in scales[w].items():
             product = product_of[j, w] if j <= w else product_of[w, j].T
-            with torch.autocast("cpu", enabled=False):
+            with torch.autocast(total.device.type, enabled=False):
                 total.addmm_(x[j].to(total.dtype), (scale * product).to(total.dtype))
             if debiased:
                 weights = (scale * inner.row_weights(j)).to(total.dtype)
@@ -203,3 +208,37 @@ def backward(
         out = torch.empty_like(layers[w])
         grads.append(out.copy_(total.reshape(out.shape)))
     return grads
+
+
+def _scales(
+    grad: Tensor,
+    values: Tensor,
+    degenerate: Tensor,
+    norms: Tensor,
+    left: list[int],
+    right: list[int],
+) -> list[dict[int, Tensor]]:
+    """``[i][j]``: the factor, in the gradient of X_i, of half the derivative of <K°_i, K°_j>.
+
+    X_j is fixed in that derivative. Degenerate pairs give zeros.
+    """
+    scales: list[dict[int, Tensor]] = [{} for _ in range(len(norms))]
+
+    def add(i: int, j: int, scale: Tensor) -> None:
+        scales[i][j] = scales[i][j] + scale if j in scales[i] else scale
+
+    # A NaN value may come with norms that are numbers.
+    bad = values.isnan()
+
+    def of_pairs(scale: Tensor) -> tuple[Tensor, ...]:
+        return scale.masked_fill(bad, math.nan).masked_fill(degenerate, 0.0).unbind()
+
+    a, b = _gather(norms, left), _gather(norms, right)
+    cross = of_pairs(2 * grad * a**-0.5 * b**-0.5)
+    own = of_pairs(-2 * grad * values / a), of_pairs(-2 * grad * values / b)
+    for p, (i, j) in enumerate(zip(left, right, strict=True)):
+        add(i, j, cross[p])
+        add(i, i, own[0][p])
+        add(j, i, cross[p])
+        add(j, j, own[1][p])
+    return scales

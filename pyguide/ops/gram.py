@@ -9,61 +9,68 @@ import torch
 from torch import Tensor
 
 from pyguide import reference
-from pyguide.ops import native
+from pyguide.ops.contract import result_dtype
+from pyguide.ops.dispatch import backend_of, has_native_backend
 from pyguide.ops.first_derivative import first_derivative_only
-from pyguide.ops.inputs import check_layers, check_precision, has_native_backend
+from pyguide.ops.inputs import check_layers, check_precision
 from pyguide.ops.library import register
+from pyguide.ops.precision import precision_code
 
 __all__ = ["gram"]
 
 
-def _forward(layers: list[Tensor], center: bool) -> Tensor:
-    return native.gram(layers, center=center)
+def _forward(layers: list[Tensor], center: bool, precision: int) -> Tensor:
+    return backend_of(layers[0].device).gram(layers, center=center, precision=precision)
 
 
-def _fake_forward(layers: list[Tensor], center: bool) -> Tensor:
+def _fake_forward(layers: list[Tensor], center: bool, precision: int) -> Tensor:
     n = layers[0].size(0)
-    return layers[0].new_empty((len(layers), n, n), dtype=native.result_dtype(layers))
+    return layers[0].new_empty((len(layers), n, n), dtype=result_dtype(layers))
 
 
-def _backward(grad: Tensor, layers: list[Tensor], wanted: list[int], center: bool) -> list[Tensor]:
-    if len(wanted) < len(layers):
-        grad = grad[wanted]
-    coefficients = native.symmetrize(grad, center=center)
-    return native.apply(coefficients, [layers[w] for w in wanted], shifted=center)
+def _backward(
+    grad: Tensor, layers: list[Tensor], wanted: list[int], center: bool, precision: int
+) -> list[Tensor]:
+    backend = backend_of(layers[0].device)
+    return backend.gram_backward(grad, layers, wanted, center=center, precision=precision)
 
 
 def _fake_backward(
-    grad: Tensor, layers: list[Tensor], wanted: list[int], center: bool
+    grad: Tensor, layers: list[Tensor], wanted: list[int], center: bool, precision: int
 ) -> list[Tensor]:
     return [torch.empty_like(layers[w]) for w in wanted]
 
 
-_gram = register("gram(Tensor[] layers, bool center) -> Tensor", cpu=_forward, fake=_fake_forward)
+_gram = register(
+    "gram(Tensor[] layers, bool center, int precision) -> Tensor",
+    implementation=_forward,
+    fake=_fake_forward,
+)
 _gram_backward = register(
-    "gram_backward(Tensor grad, Tensor[] layers, int[] wanted, bool center) -> Tensor[]",
-    cpu=_backward,
+    "gram_backward(Tensor grad, Tensor[] layers, int[] wanted, bool center, int precision)"
+    " -> Tensor[]",
+    implementation=_backward,
     fake=_fake_backward,
 )
 
 
 class _Gram(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, center: bool, *layers: Tensor) -> Tensor:
-        ctx.center = center
+    def forward(ctx: Any, center: bool, precision: int, *layers: Tensor) -> Tensor:
+        ctx.arguments = center, precision
         ctx.save_for_backward(*layers)
-        return _gram(list(layers), center)
+        return _gram(list(layers), center, precision)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         layers = ctx.saved_tensors
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
         grads: list[Tensor | None] = [None] * len(layers)
-        computed = _gram_backward(grad, list(layers), wanted, ctx.center)
+        computed = _gram_backward(grad, list(layers), wanted, *ctx.arguments)
         computed = first_derivative_only(computed, grad, *layers)
         for w, g in zip(wanted, computed, strict=True):
             grads[w] = g
-        return (None, *grads)
+        return (None, None, *grads)
 
 
 def gram(xs: Sequence[Tensor], *, center: bool = True, precision: str | None = None) -> Tensor:
@@ -81,8 +88,7 @@ def gram(xs: Sequence[Tensor], *, center: bool = True, precision: str | None = N
     center : bool
         Return ``H K H`` instead of ``K``.
     precision : {"highest", "high", "medium"}, optional
-        As torch's float32 matmul precision, which is the default. CPUs always compute at
-        "highest".
+        How float32 features are multiplied, see :func:`pyguide.cka_pairs`.
 
     Returns
     -------
@@ -109,7 +115,8 @@ def gram(xs: Sequence[Tensor], *, center: bool = True, precision: str | None = N
         raise ValueError("xs must hold at least one layer, got an empty list")
     if not has_native_backend(xs[0].device):
         return reference.gram(xs, center=center)
+    code = precision_code(precision, xs[0].device)
     if torch.is_grad_enabled() and any(x.requires_grad for x in xs):
-        result: Tensor = _Gram.apply(center, *xs)
+        result: Tensor = _Gram.apply(center, code, *xs)
         return result
-    return _gram(list(xs), center)  # see _align in pyguide/ops/cka.py
+    return _gram(list(xs), center, code)  # see _align in pyguide/ops/cka.py

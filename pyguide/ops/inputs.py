@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import operator
-import warnings
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from pyguide.ops.contract import PRECISIONS
 from pyguide.ops.views import DTYPE_CODES
 
 __all__ = [
@@ -17,11 +16,8 @@ __all__ = [
     "check_pairs",
     "check_precision",
     "check_tokens",
-    "has_native_backend",
     "integer_pairs",
 ]
-
-_PRECISIONS = ("highest", "high", "medium")
 
 
 def check_layers(
@@ -139,23 +135,5 @@ def integer_pairs(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def check_precision(precision: str | None) -> None:
     """Raise unless precision is one of torch's float32 matmul precisions, or None."""
-    if precision is not None and precision not in _PRECISIONS:
-        raise ValueError(f"precision must be one of {_PRECISIONS} or None, got {precision!r}")
-
-
-@functools.cache
-def _warn_no_backend(device_type: str) -> None:
-    warnings.warn(
-        f"pyguide has no native backend for {device_type!r} tensors; "
-        "using the slower pyguide.reference (see pyguide.backends())",
-        stacklevel=4,
-    )
-
-
-def has_native_backend(device: torch.device) -> bool:
-    """Whether native kernels run there; warns once a device type if not."""
-    if device.type == "cpu":
-        return True
-    if not torch.compiler.is_compiling():
-        _warn_no_backend(device.type)
-    return False
+    if precision is not None and precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS} or None, got {precision!r}")

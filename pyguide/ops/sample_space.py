@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from pyguide.ops import native
+from pyguide.ops.contract import Alignment, result_dtype, token_count
+from pyguide.ops.dispatch import backend_of
 
 __all__ = ["backward", "fake_saved", "forward"]
 
 
 def forward(
-    layers: list[Tensor], left: list[int], right: list[int], debiased: bool, per_token: bool
+    layers: list[Tensor],
+    left: list[int],
+    right: list[int],
+    debiased: bool,
+    per_token: bool,
+    precision: int,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Values (P T,) float64, degenerate flags (P T,) bool, and what the gradient needs."""
-    result = native.alignment(layers, left, right, debiased=debiased, per_token=per_token)
+    result = backend_of(layers[0].device).alignment(
+        layers, left, right, debiased=debiased, per_token=per_token, precision=precision
+    )
     return result.values, result.degenerate, [result.grams, result.stats]
 
 
@@ -22,9 +31,12 @@ def fake_saved(
 ) -> list[Tensor]:
     """Shapes of what :func:`forward` saves."""
     x, n = layers[0], layers[0].size(0)
-    count = len(layers) * native.token_count(layers, per_token)
-    dtype = native.result_dtype(layers)
-    return [x.new_empty((count, n, n), dtype=dtype), x.new_empty((count, 2)).double()]
+    count = len(layers) * token_count(layers, per_token)
+    stats_shape = backend_of(x.device).stats_shape(count, n)
+    return [
+        x.new_empty((count, n, n), dtype=result_dtype(layers)),
+        x.new_empty(stats_shape, dtype=torch.float64),
+    ]
 
 
 def backward(
@@ -38,8 +50,17 @@ def backward(
     wanted: list[int],
     debiased: bool,
     per_token: bool,
+    precision: int,
 ) -> list[Tensor]:
     """Gradient of ``(grad * values).sum()`` in each wanted layer."""
     grams, stats = saved
-    result = native.Alignment(values, degenerate, grams, stats)
-    return native.alignment_backward(grad, result, layers, left, right, wanted, per_token)
+    return backend_of(layers[0].device).alignment_backward(
+        grad,
+        Alignment(values, degenerate, grams, stats),
+        layers,
+        left,
+        right,
+        wanted,
+        per_token=per_token,
+        precision=precision,
+    )

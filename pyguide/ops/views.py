@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["DTYPE_CODES", "MatrixView", "matched_views", "view_of"]
+__all__ = ["DTYPE_CODES", "MatrixView", "Outputs", "view_of"]
 
 # The numbers of `enum class DType` in csrc/core/dtype.h.
 DTYPE_CODES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -88,14 +89,33 @@ def view_of(x: Tensor, per_token: bool = False) -> tuple[MatrixView, Tensor]:
     return found[0], x
 
 
-def matched_views(
-    x: Tensor, out: Tensor, per_token: bool = False
-) -> tuple[MatrixView, MatrixView, Tensor, Tensor]:
-    """Views of x and out with the features in the same order, and the tensors that own them.
+class Outputs:
+    """Tensors like the given layers for a native call to fill, both viewed alike.
 
-    If they cannot be viewed alike, both are contiguous copies; the caller copies the
-    result back when the last tensor returned is not ``out``.
+    A layer and its output that cannot be viewed with their features in the same order are
+    contiguous copies until :meth:`collect`.
     """
+
+    def __init__(self, layers: Sequence[Tensor], per_token: bool = False) -> None:
+        self._outs = [torch.empty_like(x) for x in layers]
+        pairs = zip(layers, self._outs, strict=True)
+        matched = [_matched_views(x, out, per_token) for x, out in pairs]
+        self.layer_views = [m[0] for m in matched]
+        self.views = [m[1] for m in matched]
+        self._owners = [(m[2], m[3]) for m in matched]
+
+    def collect(self) -> list[Tensor]:
+        """The outputs, after the call."""
+        for out, (_, written) in zip(self._outs, self._owners, strict=True):
+            if written is not out:
+                out.copy_(written)
+        return self._outs
+
+
+def _matched_views(
+    x: Tensor, out: Tensor, per_token: bool
+) -> tuple[MatrixView, MatrixView, Tensor, Tensor]:
+    """Views of x and out with the features in the same order, and the tensors that own them."""
     x_matrix, out_matrix = _matrix(x, per_token), _matrix(out, per_token)
     if x_matrix is not None and out_matrix is not None:
         return x_matrix, out_matrix, x, out
