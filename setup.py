@@ -1,4 +1,5 @@
-"""Builds ``pyguide._native`` with CMake and Ninja; everything else is in pyproject.toml."""
+"""Builds ``pyguide._native``, and where nvcc is found the library of CUDA kernels, with CMake and
+Ninja; everything else is in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -26,6 +27,11 @@ NO_HEADERS = """pyguide compiles a native module and found no Python.h in {inclu
 Install Python's development headers and try again:
     Debian, Ubuntu   apt install python3-dev
     Fedora, RHEL     dnf install python3-devel"""
+
+CUDA_LIBRARY = "_cuda.so"
+
+# What decides whether and how CUDA kernels are built; CUDAARCHS is CMake's own.
+CUDA_VARIABLES = ("PYGUIDE_CUDA", "CUDACXX", "CUDAHOSTCXX", "CUDA_HOME", "CUDAARCHS")
 
 NO_TOOL = """pyguide's build needs {name}, and it is not installed in this environment:
     pip install cmake ninja pybind11 setuptools
@@ -75,6 +81,14 @@ def open_build_folder(folder: Path, tools: dict[str, str | None]) -> None:
         record.write_text(json.dumps(tools, indent=2))
 
 
+def copy_or_remove(built: Path, target: Path) -> None:
+    """Copy what this build made, or remove what an earlier one did."""
+    if built.exists():
+        shutil.copy2(built, target)
+    else:
+        target.unlink(missing_ok=True)
+
+
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         check_compiler()
@@ -84,9 +98,9 @@ class CMakeBuild(build_ext):
             "cmake": find_tool("cmake"),
             "ninja": find_tool("ninja"),
             "pybind11": find_pybind11(),
-            "CXX": os.environ.get("CXX"),
-            "CXXFLAGS": os.environ.get("CXXFLAGS"),
-            "LDFLAGS": os.environ.get("LDFLAGS"),
+            "nvcc": shutil.which("nvcc"),
+            **{name: os.environ.get(name) for name in ("CXX", "CXXFLAGS", "LDFLAGS")},
+            **{name: os.environ.get(name) for name in CUDA_VARIABLES},
         }
         abi = f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
         folder = ROOT / "build" / f"cmake-{abi}"
@@ -103,6 +117,13 @@ class CMakeBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(folder / target.name, target)
+        copy_or_remove(folder / CUDA_LIBRARY, target.with_name(CUDA_LIBRARY))
+
+    def copy_extensions_to_source(self) -> None:
+        """Of an installation in place, which setuptools builds elsewhere first."""
+        super().copy_extensions_to_source()
+        built = Path(self.build_lib) / "pyguide" / CUDA_LIBRARY
+        copy_or_remove(built, ROOT / "pyguide" / CUDA_LIBRARY)
 
     def cmake(self, *command: str) -> None:
         try:

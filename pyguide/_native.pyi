@@ -68,10 +68,16 @@ def fma_peak(steps: int, threads: int, instruction_set: str = "") -> float: ...
 class cuda:
     """A submodule: the kernels of the CUDA library that was opened last."""
 
+    not_built: str
+    architectures: str
+    min_capability: int
+
     @staticmethod
     def open(path: str) -> None: ...
     @staticmethod
     def device_count() -> int: ...
+    @staticmethod
+    def device_capability(device: int) -> int: ...
     @staticmethod
     def open_device(device: int) -> int: ...
     @staticmethod

@@ -81,12 +81,23 @@ int64_t device_count() {
   return count;
 }
 
-int open_device(int device) {
+// No kernel runs on less: they use cp.async, and mma of bf16, tf32 and float64.
+constexpr int kMinCapability = 80;
+
+int device_capability(int device) {
   check_device(device);
   int capability = 0;
+  throw_if(cuda_library().device_capability(device, &capability));
+  return capability;
+}
+
+// Returns the capability, and loads the kernels if they run there.
+int open_device(int device) {
+  const int capability = device_capability(device);
+  if (capability < kMinCapability) return capability;
   const cuda::Api& library = cuda_library();
   py::gil_scoped_release release;
-  throw_if(library.open_device(device, &capability));
+  throw_if(library.open_device(device));
   return capability;
 }
 
@@ -195,8 +206,10 @@ void apply(int64_t coefficients, int dtype, int64_t n, int64_t row_stride, int64
 void add_cuda_functions(py::module_& m) {
   m.attr("not_built") = PYGUIDE_CUDA_MISSING;  // why, or empty
   m.attr("architectures") = PYGUIDE_CUDA_ARCHITECTURES;
+  m.attr("min_capability") = kMinCapability;
   m.def("open", &open_cuda_library, py::arg("path"));
   m.def("device_count", &device_count);
+  m.def("device_capability", &device_capability, py::arg("device"));
   m.def("open_device", &open_device, py::arg("device"));
   m.def("stat_chunks", &stat_chunks, py::arg("n"));
   m.def("gram_workspace", &gram_workspace, py::arg("layers"), py::arg("n"), py::arg("precision"),

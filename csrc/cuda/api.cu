@@ -18,9 +18,7 @@ const char* on_device(int device, const Call& call) {
   return error;
 }
 
-const char* open_on_device(int device, int* capability) {
-  if (const char* error = read_capability(device, capability)) return error;
-  if (*capability < kMinCapability) return nullptr;
+const char* open_device(int device) {
   return on_device(device, [] {
     for (const auto prepare : {prepare_gram, prepare_alignment, prepare_apply}) {
       if (const char* error = prepare()) return error;
@@ -65,8 +63,9 @@ const char* apply_on_device(Stack coefficients, const double* bounds, const Matr
 
 constexpr Api kApi = {
     kApiVersion,
-    count_devices,
-    open_on_device,
+    device_count,
+    device_capability,
+    open_device,
     stat_chunks,
     gram_workspace,
     gram_on_device,

@@ -53,9 +53,11 @@ struct Api {
   // newer one, a device) and what to do.
   int (*device_count)(const char** why);
 
-  // Compute capability as 10 * major + minor. Loads every kernel unless that is below 80, which no
-  // kernel runs on; once a device, before use.
-  const char* (*open_device)(int device, int* capability);
+  // Compute capability as 10 * major + minor; no kernel runs below 80.
+  const char* (*device_capability)(int device, int* capability);
+
+  // Loads every kernel; once a device, before use.
+  const char* (*open_device)(int device);
 
   // Entries of `stats` for one n x n matrix: pairs of doubles (trace, norm squared).
   int64_t (*stat_chunks)(int64_t n);

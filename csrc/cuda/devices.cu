@@ -10,10 +10,10 @@ namespace pyguide::cuda {
 
 #ifdef PYGUIDE_EMULATED
 
-int count_devices(const char**) { return 1; }
+int device_count(const char**) { return 1; }
 
-const char* read_capability(int, int* capability) {
-  *capability = kMinCapability;
+const char* device_capability(int, int* capability) {
+  *capability = 80;
   return nullptr;
 }
 
@@ -61,7 +61,7 @@ std::string why_no_device(cudaError_t error) {
 
 }  // namespace
 
-int count_devices(const char** why) {
+int device_count(const char** why) {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error == cudaSuccess && count > 0) return count;
@@ -72,7 +72,7 @@ int count_devices(const char** why) {
   return -1;
 }
 
-const char* read_capability(int device, int* capability) {
+const char* device_capability(int device, int* capability) {
   int major = 0, minor = 0;
   cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (error == cudaSuccess) {

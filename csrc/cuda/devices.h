@@ -3,14 +3,9 @@
 
 namespace pyguide::cuda {
 
-// The kernels use cp.async, and mma of bf16, tf32 and float64: compute capability 8.0.
-constexpr int kMinCapability = 80;
-
-// As Api::device_count.
-int count_devices(const char** why);
-
-// Compute capability as 10 * major + minor. Returns nullptr, or what went wrong.
-const char* read_capability(int device, int* capability);
+// As in Api.
+int device_count(const char** why);
+const char* device_capability(int device, int* capability);
 
 // Clears the runtime's record of this thread's last error.
 void forget_error();

@@ -10,6 +10,7 @@ samples hold most of the norm, its terms cancel to the last digit.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -67,11 +68,15 @@ class _Inner:
 
     def __init__(self, x: list[Tensor], products: dict[tuple[int, int], Tensor], debiased: bool):
         self.n = x[0].size(0)
-        self.debiased = debiased
-        self.traces = torch.stack([products[i, i].trace() for i in range(len(x))])
-        self.row_norms = [t.double().square().sum(dim=1) for t in x] if debiased else []
         self.products = products
+        self.debiased = debiased
+        self.row_norms = [t.double().square().sum(dim=1) for t in x] if debiased else []
         self.norms = torch.stack([self(i, i) for i in range(len(x))])
+
+    @functools.cached_property
+    def traces(self) -> Tensor:
+        layers = [i for i, j in self.products if i == j]
+        return torch.stack([self.products[i, i].trace() for i in layers])
 
     def __call__(self, i: int, j: int) -> Tensor:
         value = self.products[min(i, j), max(i, j)].square().sum()
@@ -94,10 +99,10 @@ class _Inner:
         return self.traces[j] / ((n - 1) * (n - 2)) - n / (n - 2) * self.row_norms[j]
 
 
-def _gather(of_layers: Tensor, layers: list[int]) -> Tensor:
-    """``of_layers[layers]`` without an index, which would be copied to the device."""
+def _of_pairs(of_layers: Tensor, left: list[int], right: list[int]) -> Tensor:
+    """What each pair's layers have, (2, P), without an index, which would be copied there."""
     each = of_layers.unbind()
-    return torch.stack([each[i] for i in layers])
+    return torch.stack([each[i] for i in (*left, *right)]).view(2, -1)
 
 
 def _tokens(layers: list[Tensor]) -> list[list[Tensor]]:
@@ -132,13 +137,14 @@ def forward(
     keys = products_of(len(layers), left, right)
     products = {(i, j): _product(x[i], x[j]) for i, j in keys}
     inner = _Inner(x, products, debiased)
-    degenerate = inner.degenerate(torch.finfo(result_dtype(layers)).eps)
-    roots = inner.norms**-0.5
+    layer_flags = inner.degenerate(torch.finfo(result_dtype(layers)).eps)
     values = torch.stack([inner(i, j) for i, j in zip(left, right, strict=True)])
-    nan = values.isnan() | _gather(inner.norms.isnan(), left) | _gather(inner.norms.isnan(), right)
-    flags = ~nan & (_gather(degenerate, left) | _gather(degenerate, right))
-    values = values * _gather(roots, left) * _gather(roots, right)
-    return values.masked_fill(flags, 0.0), flags, list(products.values())
+    norms = _of_pairs(inner.norms, left, right)
+    flags = _of_pairs(layer_flags, left, right).any(dim=0)
+    flags &= ~(values.isnan() | norms.isnan().any(dim=0))
+    of_left, of_right = norms**-0.5
+    values = (values * of_left * of_right).masked_fill_(flags, 0.0)
+    return values, flags, list(products.values())
 
 
 def fake_saved(
@@ -227,18 +233,16 @@ def _scales(
     def add(i: int, j: int, scale: Tensor) -> None:
         scales[i][j] = scales[i][j] + scale if j in scales[i] else scale
 
+    norms = _of_pairs(norms, left, right)
+    of_left, of_right = norms**-0.5
+    cross = 2 * grad * of_left * of_right
+    of_pairs = torch.stack([cross, *(-2 * grad * values / norms)])
     # A NaN value may come with norms that are numbers.
-    bad = values.isnan()
-
-    def of_pairs(scale: Tensor) -> tuple[Tensor, ...]:
-        return scale.masked_fill(bad, math.nan).masked_fill(degenerate, 0.0).unbind()
-
-    a, b = _gather(norms, left), _gather(norms, right)
-    cross = of_pairs(2 * grad * a**-0.5 * b**-0.5)
-    own = of_pairs(-2 * grad * values / a), of_pairs(-2 * grad * values / b)
-    for p, (i, j) in enumerate(zip(left, right, strict=True)):
-        add(i, j, cross[p])
-        add(i, i, own[0][p])
-        add(j, i, cross[p])
-        add(j, j, own[1][p])
+    of_pairs.masked_fill_(values.isnan(), math.nan).masked_fill_(degenerate, 0.0)
+    for i, j, each in zip(left, right, of_pairs.unbind(dim=1), strict=True):
+        both, own_left, own_right = each
+        add(i, j, both)
+        add(i, i, own_left)
+        add(j, i, both)
+        add(j, j, own_right)
     return scales
