@@ -44,6 +44,7 @@ template <class Kernel>
 const char* launch(int64_t blocks, const typename Kernel::Params& params, void* stream) {
   static_assert(sizeof(typename Kernel::Params) <= 32764, "kernel parameters take 32,764 bytes");
   static_assert(sizeof(typename Kernel::Shared) <= 101376, "99 KB is what every sm_80+ block gets");
+  if (blocks > INT32_MAX) return "too many blocks for one launch: pass fewer layers, pairs or tokens";
   kernel<Kernel><<<unsigned(blocks), Kernel::kThreads, sizeof(typename Kernel::Shared),
                    static_cast<cudaStream_t>(stream)>>>(params);
   const cudaError_t error = cudaGetLastError();
