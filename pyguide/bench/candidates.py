@@ -14,6 +14,7 @@ import pyguide
 from pyguide.bench import formulas
 from pyguide.bench.workloads import Problem, Workload
 from pyguide.ops.dispatch import backend_of
+from pyguide.ops.precision import precision_code
 
 __all__ = ["CANDIDATES", "Candidate", "Result", "Run", "candidate", "candidates_of"]
 
@@ -125,8 +126,11 @@ def _loss_of_tokens(loss: Callable[[Tensor, Tensor], Tensor]) -> Run:
 def _pyguide(workload: Workload) -> Run:
     def apply(problem: Problem) -> Result:
         assert problem.coefficients is not None
-        backend = backend_of(problem.coefficients.device)
-        return Result(backend.apply(problem.coefficients, problem.xs, shifted=True), [])
+        device = problem.coefficients.device
+        products = backend_of(device).apply(
+            problem.coefficients, problem.xs, shifted=True, precision=precision_code(None, device)
+        )
+        return Result(products, [])
 
     if workload.tokens:
         loss = pyguide.CKALoss(per_token=True)

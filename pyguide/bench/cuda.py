@@ -15,7 +15,7 @@ from pyguide.bench.device import CPU, UnitWork
 from pyguide.bench.timing import Clock
 from pyguide.bench.workloads import Problem, Work, Workload
 
-__all__ = ["CUDA"]
+__all__ = ["CUDA", "unit_work"]
 
 _REPEATS = 5
 
@@ -28,6 +28,12 @@ _UNITS = {
     "medium": ("bf16", 1, 2),
     "bf16": ("bf16", 1, 2),
 }
+
+
+def unit_work(work: Work, arithmetic: str) -> UnitWork:
+    """FLOP of the instructions that pyguide's kernels multiply with."""
+    unit, gram, apply = _UNITS[arithmetic]
+    return UnitWork(unit, gram * work.gram_flop + apply * work.apply_flop)
 
 
 class CUDA(CPU):
@@ -81,8 +87,7 @@ class CUDA(CPU):
         }
 
     def unit_work(self, work: Work, arithmetic: str) -> UnitWork:
-        unit, gram, apply = _UNITS[arithmetic]
-        return UnitWork(unit, gram * work.gram_flop + apply * work.apply_flop)
+        return unit_work(work, arithmetic)
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()
