@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from emulation import Emulator, build
 from torch import Tensor
 
 from pyguide import _native
@@ -54,3 +57,15 @@ def related_layers():
         return layers
 
     return make
+
+
+@pytest.fixture(scope="session")
+def emulated_library() -> Path:
+    """The CUDA library compiled for the CPU: its device memory is the host's."""
+    return build("pyguide_cuda_emulated") / "libpyguide_cuda_emulated.so"
+
+
+@pytest.fixture(scope="session")
+def emulator(emulated_library) -> Emulator:
+    """Controls of the emulated CUDA library."""
+    return Emulator(emulated_library)

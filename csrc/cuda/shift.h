@@ -1,7 +1,7 @@
 // The per-feature shift that is subtracted before products are formed: x_0 + mean(x_r - x_0) over
-// the first 16 samples at most. It need not be the mean, only near it and the same for all tiles
-// of a matrix; a constant feature gives exact zeros. Rounded to the elements' own type, so that a
-// shifted element is rounded once.
+// at most 16 samples, spread over the batch, which may be sorted. It need not be the mean, only near
+// it and the same for all tiles of a matrix; a constant feature gives exact zeros. It is rounded to
+// the elements' own type, so that a shifted element is rounded once.
 #pragma once
 
 #include "cuda/arithmetic.h"
@@ -28,10 +28,11 @@ class Shift {
     if (!inside_) return;
     const Element* first = reinterpret_cast<const Element*>(matrix) + feature * x.col_stride;
     base_ = first[0];
+    const int64_t step = (n < kShiftSamples ? 1 : n / kShiftSamples) * x.row_stride;
     PYGUIDE_UNROLL
     for (int i = 0; i < kShiftSamples / kLanes; ++i) {
       const int r = i * kLanes + thread_index() % kLanes;
-      sample_[i] = r < samples_ ? first[r * x.row_stride] : base_;
+      sample_[i] = r < samples_ ? first[r * step] : base_;
     }
   }
 
