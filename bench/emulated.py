@@ -14,8 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+import torch
 from emulated_backend import emulated_backend
-from emulated_library import build
+from emulation import build
 
 from pyguide.bench.cuda import unit_work
 from pyguide.bench.device import CPU, DEVICES, UnitWork
@@ -35,7 +36,7 @@ class Emulated(CPU):
         self.host = host_clock
 
     def runs_by_default(self, load: Workload) -> bool:
-        return True
+        return load.dtype == torch.float32
 
     def describe(self) -> dict[str, object]:
         return {"gpu": "none (emulated)", "driver": None}

@@ -1,7 +1,7 @@
 """Build pyguide on a machine with a GPU, and verify or measure it there, offline.
 
   verify   pytest -m cuda, then compute-sanitizer's memcheck, racecheck, initcheck and synccheck
-           on small cases; writes verify.json and a log for each stage, and fails if a stage did
+           on small cases; writes verify.json and verify.log, and fails if one of them did
   bench    pyguide bench --device cuda; writes bench.json and bench.png; options after -- go to
            pyguide bench
 
@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CASES = ROOT / "tests" / "cuda" / "sanitizer_cases.py"
 EMULATED = ROOT / "bench" / "emulated.py"
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+SIZES = (64, 128, 256, 1024, 4096)
 SECONDS = 530.0  # of the nine minutes that each subcommand may take
 TAIL = 30  # lines of a failed stage's log
 
@@ -37,7 +38,7 @@ DESCRIBE = """
 import json, sys
 from pyguide.bench.device import device_named
 from pyguide.bench.machine import describe
-print(json.dumps(describe(device_named("cuda", quick=False), sys.argv[1] or None)))
+print(json.dumps(describe(device_named(sys.argv[1], quick=True), sys.argv[2] or None)))
 """
 
 
@@ -47,17 +48,26 @@ class Stage:
 
     name: str
     passed: bool
-    seconds: float
+    seconds: float = 0.0
     detail: dict[str, Any] = field(default_factory=dict)
+    output: str = ""
+
+    def record(self) -> dict[str, Any]:
+        fields = asdict(self)
+        del fields["output"]  # which is in the log
+        return fields
 
 
 class Site:
     """The folder that pyguide is installed into, and what runs with it."""
 
     def __init__(self, args: argparse.Namespace, folder: Path):
+        self.device: str = args.device
         self.emulated = args.device == "emulated"
+        self.python = (sys.executable, *((EMULATED,) if self.emulated else ()))
         self.folder = folder
-        self.out: Path = args.out
+        self.log: Path = args.out / f"{args.what}.log"
+        self.log.unlink(missing_ok=True)
         self.deadline = time.monotonic() + args.seconds
         self.environment = dict(os.environ)
         if not self.emulated:
@@ -67,20 +77,18 @@ class Site:
     def remaining(self) -> float:
         return self.deadline - time.monotonic()
 
-    def log(self, stage: str) -> Path:
-        return self.out / f"{stage}.log"
-
-    def run(self, stage: str, *command: object, limit: float, **environment: str) -> Stage:
-        """Run a command with its output in the stage's log, for so many seconds at most."""
+    def run(self, name: str, *command: object, limit: float, **environment: str) -> Stage:
+        """Run a command, its output into the log, for so many seconds at most."""
+        words = [str(word) for word in command]
         start = time.monotonic()
-        with self.log(stage).open("w") as log:
-            print("+", *command, file=log, flush=True)
+        with self.log.open("a+") as log:
+            print(f"== {name}:", *words, file=log, flush=True)
+            output_starts = log.tell()
             process = subprocess.Popen(
-                [str(word) for word in command],
+                words,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Not the checkout: its pyguide has no native module.
-                cwd=self.folder,
+                cwd=self.folder,  # not the checkout, whose pyguide may have no native module
                 env=self.environment | environment,
                 start_new_session=True,
             )
@@ -90,19 +98,23 @@ class Site:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 code = None
-        seconds = time.monotonic() - start
-        detail = {"exit code": code} if code else {}
-        if code is None:
-            detail = {"stopped": f"after {seconds:.0f} s"}
-        return Stage(stage, code == 0, seconds, detail)
+            log.seek(output_starts)
+            output = log.read()
+        detail = {} if code == 0 else {"exit code": "stopped, too slow" if code is None else code}
+        return Stage(name, code == 0, time.monotonic() - start, detail, output)
+
+    def call(self, *command: object) -> int:
+        """Run a command whose output is the user's; return its exit code."""
+        words = [str(word) for word in command]
+        return subprocess.run(words, cwd=self.folder, env=self.environment).returncode
 
 
 def build(site: Site, wheels: Path | None) -> Stage:
     """Install the wheels and then pyguide, or build the kernels for the emulator."""
     if site.emulated:
-        return site.run("build", sys.executable, EMULATED, "--build", limit=site.remaining())
+        return site.run("build", *site.python, "--build", limit=site.remaining())
     if (site.folder / "pyguide").is_dir():
-        return Stage("build", True, 0.0, {"used": str(site.folder)})
+        return Stage("build", True, detail={"already in": str(site.folder)})
     pip = (sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-compile")
     pip = (*pip, "--no-cache-dir", "--disable-pip-version-check", "--target", str(site.folder))
     if wheels is not None:
@@ -119,7 +131,7 @@ def build(site: Site, wheels: Path | None) -> Stage:
 
 def tests(site: Site) -> Stage:
     """The tests that need a GPU; in the emulated build those of the same bodies."""
-    report = site.out / "tests.xml"
+    report = site.folder / "tests.xml"
     report.unlink(missing_ok=True)
     chosen = [ROOT / "tests/cuda"] if site.emulated else [ROOT / "tests"]
     options = ["-k", "emulated"] if site.emulated else ["-m", "cuda"]
@@ -159,7 +171,7 @@ def sanitize(site: Site, tool: str, limit: float) -> Stage:
         # Each tensor an allocation of its own: the tools know only those.
         PYTORCH_NO_CUDA_MEMORY_CACHING="1",
     )
-    stage.detail |= sanitizer_counts(site.log(tool).read_text(errors="replace"))
+    stage.detail |= sanitizer_counts(stage.output)
     if tool == "initcheck" and stage.detail.get("exit code") == 86:
         stage.passed = stage.detail["in pyguide"] == 0  # the others are torch's
     stage.passed = stage.passed and stage.detail["cases"] > 0
@@ -179,37 +191,29 @@ def sanitizer_counts(log: str) -> dict[str, int]:
 
 def cases(site: Site) -> Stage:
     """The sanitizers' cases without one, on the emulator."""
-    stage = site.run(
-        "cases", sys.executable, EMULATED, CASES, limit=site.remaining()
-    )
-    stage.detail["cases"] = sanitizer_counts(site.log("cases").read_text())["cases"]
+    stage = site.run("cases", *site.python, CASES, limit=site.remaining())
+    stage.detail["cases"] = sanitizer_counts(stage.output)["cases"]
     stage.passed = stage.passed and stage.detail["cases"] > 0
     return stage
 
 
-def describe(site: Site, commit: str) -> dict[str, Any]:
+def describe(site: Site, commit: str | None) -> dict[str, Any]:
     """Machine, versions and commit, as the benchmarks record them."""
-    command = [sys.executable, *([EMULATED] if site.emulated else []), "-c", DESCRIBE, commit]
-    done = subprocess.run(
-        [str(word) for word in command],
-        capture_output=True,
-        text=True,
-        cwd=site.folder,
-        env=site.environment,
+    stage = site.run(
+        "describe", *site.python, "-c", DESCRIBE, site.device, commit or "", limit=60.0
     )
-    if done.returncode != 0:
-        return {"commit": commit, "not described": done.stderr.strip().splitlines()[-1:]}
-    return json.loads(done.stdout)
+    last = stage.output.splitlines()[-1]
+    return json.loads(last) if stage.passed else {"not described": last}
 
 
 def verify(args: argparse.Namespace, site: Site) -> int:
     stages: list[Stage] = []
-    record = {"format": 1, "device": args.device, "finished": False}
+    record: dict[str, Any] = {"format": 1, "device": args.device}
 
     def note(stage: Stage) -> None:
         stages.append(stage)
-        write_json(args.out / "verify.json", record | {"stages": [asdict(s) for s in stages]})
-        print_stage(stage, site.log(stage.name))
+        write_json(args.out / "verify.json", record | {"stages": [s.record() for s in stages]})
+        show(stage)
 
     note(build(site, args.wheels))
     if stages[0].passed:
@@ -217,11 +221,8 @@ def verify(args: argparse.Namespace, site: Site) -> int:
         note(tests(site))
         if site.emulated:
             note(cases(site))
-        else:
-            for i, tool in enumerate(SANITIZERS):
-                note(sanitize(site, tool, site.remaining() / (len(SANITIZERS) - i)))
-        record["finished"] = True
-        write_json(args.out / "verify.json", record | {"stages": [asdict(s) for s in stages]})
+        for i, tool in enumerate(() if site.emulated else SANITIZERS):
+            note(sanitize(site, tool, site.remaining() / (len(SANITIZERS) - i)))
     failed = [stage.name for stage in stages if not stage.passed]
     print(f"failed: {', '.join(failed)}" if failed else "all stages passed")
     return 1 if failed else 0
@@ -229,21 +230,87 @@ def verify(args: argparse.Namespace, site: Site) -> int:
 
 def bench(args: argparse.Namespace, site: Site) -> int:
     stage = build(site, args.wheels)
-    print_stage(stage, site.log(stage.name))
+    show(stage)
     if not stage.passed:
         return 1
-    result, plot = args.out / "bench.json", args.out / "bench.png"
+    result, picture = args.out / "bench.json", args.out / "bench.png"
     if args.resume is not None:
         shutil.copyfile(args.resume, result)
-    program = [EMULATED, "-m", "pyguide"] if site.emulated else ["-m", "pyguide"]
-    options = ["--out", result, *(["--resume"] if result.exists() else [])]
-    options += ["--commit", args.commit] if args.commit else []
-    options += ["--quick", "--n", "16"] if site.emulated else [
-        *("--n", "64", "128", "256", "1024", "4096", "--budget", "3"),
-    ]
-    environment = dict(site.environment)
-    command = [sys.executable, *program, "bench", "--device", args.device, *options]
-    command += ["--seconds", site.remaining() - 20, *args.options]
-    done = subprocess.run(
-        [str(word) for word in command], cwd=site.folder, env=site.environment
+    options = ["--quick", "--n", "16"] if site.emulated else ["--budget", "3", "--n", *SIZES]
+    command = [*site.python, "-m", "pyguide", "bench", "--device", args.device, *options]
+    command += [
+        "--out",
+        result,
+        "--seconds",
+        site.remaining() - 40,
+    ]  # for a long workload, and the plot
+    command += ["--resume"] if args.resume is not None else []
+    command += ["--commit", args.commit] if args.commit else []
+    measured = site.call(*command, *args.options)
+    if not result.exists():
+        return measured
+    drawn = site.call(
+        *(*site.python, "-m", "pyguide", "bench", "--plot-from", result, "--plot", picture)
     )
+    return measured or drawn
+
+
+def show(stage: Stage) -> None:
+    """One line, and the end of the log if the stage failed."""
+    detail = ", ".join(f"{key} {value}" for key, value in stage.detail.items())
+    result = "passed" if stage.passed else "FAILED"
+    print(f"{stage.name:<12} {result}  {stage.seconds:6.1f} s  {detail}", flush=True)
+    if not stage.passed:
+        print(*stage.output.splitlines()[-TAIL:], sep="\n")
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=1))
+    temporary.replace(path)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="gpu.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("verify", "bench"))
+    add = parser.add_argument
+    add("--device", choices=("cuda", "emulated"), default="cuda")
+    add("--commit", metavar="ID", help="recorded; for a copy of the source without its history")
+    add(
+        "--out",
+        type=Path,
+        default=Path("gpu-results"),
+        metavar="DIR",
+        help="(default: %(default)s)",
+    )
+    add("--wheels", type=Path, metavar="DIR", help="wheels to install first: pytorch-cka, say")
+    add("--site", type=Path, metavar="DIR", help="where to install; used again if it has pyguide")
+    add("--resume", type=Path, metavar="FILE", help="an unfinished bench.json to go on with")
+    add("--seconds", type=float, default=SECONDS, help="end within them (default: %(default)g)")
+    options: list[str] = []
+    if "--" in arguments:
+        at = arguments.index("--")
+        arguments, options = arguments[:at], arguments[at + 1 :]
+    args = parser.parse_args(arguments)
+    args.options = options
+    for path in (args.wheels, args.resume):
+        if path is not None and not path.exists():
+            parser.error(f"{path} does not exist")
+    return args
+
+
+def main(arguments: list[str]) -> int:
+    args = parse(arguments)
+    args.out = args.out.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) if args.site is None else args.site.resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        site = Site(args, folder)
+        return {"verify": verify, "bench": bench}[args.what](args, site)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -54,10 +54,11 @@ def reached(result: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for aim in AIMS for row in aim.rows(result)]
 
 
-def aims_table(rows: list[dict[str, Any]]) -> str:
+def aims_table(result: dict[str, Any]) -> str:
     """One line an aim and entry; ``no`` marks what was missed."""
-    lines = ["aim                                  goal    reached         of"]
-    for row in rows:
+    quick = "  (quick: not a result)" if result["quick"] else ""
+    lines = [f"{'aim':<31} {'goal':>10}  {'reached':>9}{quick}"]
+    for row in result["aims"]:
         figure = "-" if row["reached"] is None else f"{row['reached']:.4g}"
         met = {None: "", True: "yes", False: "no"}[row["met"]]
         sign = ">=" if row["least"] else "<="

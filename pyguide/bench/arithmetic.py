@@ -19,12 +19,15 @@ class Arithmetic:
     ----------
     dtype : torch.dtype, optional
         None leaves each workload its own.
+    in_16_bits : bool
+        Whether the numbers that are multiplied have 16 bits.
     """
 
     name: str
     description: str
     precision: str
     dtype: torch.dtype | None = None
+    in_16_bits: bool = False
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
@@ -43,7 +46,12 @@ ARITHMETIC = {
     for a in (
         Arithmetic("highest", "float32 products", "highest"),
         Arithmetic("high", "float32 layers, TF32 products", "high"),
-        Arithmetic("medium", "float32 layers, bfloat16 products (torch's own: TF32)", "medium"),
-        Arithmetic("bf16", "bfloat16 layers", "high", torch.bfloat16),
+        Arithmetic(
+            "medium",
+            "float32 layers, bfloat16 products (torch's own: TF32)",
+            "medium",
+            in_16_bits=True,
+        ),
+        Arithmetic("bf16", "bfloat16 layers", "high", torch.bfloat16, in_16_bits=True),
     )
 }

@@ -49,7 +49,7 @@ def main(args: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
     finally:
         torch.set_num_threads(threads)
     if result.get("aims"):
-        print(aims_table(result["aims"]), file=stdout)
+        print(aims_table(result), file=stdout)
     if not result["finished"]:
         print("out of time: --resume runs the rest", file=stdout)
     if args.plot is not None:
