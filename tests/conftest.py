@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from emulated_backend import emulated_backend
 from emulation import Emulator, build
 from torch import Tensor
 
@@ -23,6 +25,38 @@ def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     """Runs the test once with each instruction set that this CPU has."""
     monkeypatch.setattr(cpu, "instruction_set", request.param)
     return request.param
+
+
+@pytest.fixture
+def emulated(emulated_library) -> Iterator[None]:
+    """Sends CPU tensors through pyguide/ops/cuda.py to the emulated CUDA library."""
+    with emulated_backend(emulated_library):
+        yield
+
+
+_CUDA = ["emulated", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+def _on(backend: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    if backend == "cuda":
+        with torch.device("cuda"):
+            yield backend
+        return
+    if backend == "emulated":
+        request.getfixturevalue("emulated")
+    yield backend
+
+
+@pytest.fixture(params=["cpu", *_CUDA])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test with every backend; on a GPU that is where it makes its tensors."""
+    yield from _on(request.param, request)
+
+
+@pytest.fixture(params=_CUDA)
+def cuda_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test with the CUDA kernels, emulated and on a GPU."""
+    yield from _on(request.param, request)
 
 
 @pytest.fixture

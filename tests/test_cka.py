@@ -45,7 +45,7 @@ def test_against_the_oracle(related_layers, n, debiased, route) -> None:
         torch.testing.assert_close(exact, expected, rtol=0, atol=1e-4)
 
 
-def test_matrix_is_its_pairs() -> None:
+def test_matrix_is_its_pairs(backend) -> None:
     xs = [torch.randn(20, d) for d in (3, 30, 8)]
     ys = [torch.randn(20, d) for d in (5, 40)]
     matrix = pyguide.cka_matrix(xs, ys, debiased=True)
@@ -61,7 +61,7 @@ def test_matrix_is_its_pairs() -> None:
 
 
 @BOTH
-def test_invariances(debiased: bool) -> None:
+def test_invariances(backend, debiased: bool) -> None:
     x, y = torch.randn(40, 12).double(), torch.randn(40, 9).double()
     value = pyguide.cka(x, y, debiased=debiased)
     orthogonal, _ = torch.linalg.qr(torch.randn(12, 12).double())
@@ -78,7 +78,7 @@ def test_invariances(debiased: bool) -> None:
     assert abs(general - value) > 1e-3
 
 
-def test_known_values() -> None:
+def test_known_values(backend) -> None:
     x, y = torch.randn(2, 9), torch.randn(2, 5)
     assert pyguide.cka(x, y).item() == pytest.approx(1.0, abs=1e-6)  # biased at n = 2
     assert pyguide.cka(x, x).item() == pytest.approx(1.0, abs=1e-6)
@@ -138,7 +138,7 @@ def test_route_is_chosen_by_work() -> None:
         assert values[at].item() == pytest.approx(exact.item(), abs=1e-5)
 
 
-def test_shapes_and_empty_pairs() -> None:
+def test_shapes_and_empty_pairs(backend) -> None:
     x = torch.randn(7)
     assert pyguide.cka(x, torch.randn(7, 2, 3)).shape == ()
     assert pyguide.cka_pairs([], []).shape == (0,)
@@ -149,7 +149,7 @@ def test_shapes_and_empty_pairs() -> None:
     assert pyguide.cka(x.double(), x.double()).dtype == torch.float64
 
 
-def test_a_pair_given_twice_counts_twice() -> None:
+def test_a_pair_given_twice_counts_twice(backend) -> None:
     x = torch.randn(9, 4).double().requires_grad_()
     y = torch.randn(9, 3).double()
     once = torch.autograd.grad(pyguide.cka_pairs([x], [y]).sum(), x)[0]
@@ -163,7 +163,7 @@ def test_a_pair_given_twice_counts_twice() -> None:
 @pytest.mark.parametrize("constant", [0.0, 0.1, -300.7])
 @BOTH
 @ROUTES
-def test_constant_features_are_degenerate(dtype, constant, debiased, route) -> None:
+def test_constant_features_are_degenerate(backend, dtype, constant, debiased, route) -> None:
     flat = torch.full((20, 6), constant, dtype=dtype, requires_grad=True)
     x = torch.randn(20, 5).to(dtype).requires_grad_()
     values, flags = cka_pairs_and_flags(
@@ -177,7 +177,7 @@ def test_constant_features_are_degenerate(dtype, constant, debiased, route) -> N
 
 
 @ROUTES
-def test_a_diagonal_gram_is_degenerate_when_debiased(route: str) -> None:
+def test_a_diagonal_gram_is_degenerate_when_debiased(backend, route: str) -> None:
     # One sample differs: Kc is diagonal up to centring, so its U-centred form is zero.
     spike = torch.zeros(12, 3)
     spike[4] = 1.0
@@ -192,7 +192,7 @@ def test_a_diagonal_gram_is_degenerate_when_debiased(route: str) -> None:
 @pytest.mark.parametrize("row", [0, 3, 19])
 @BOTH
 @ROUTES
-def test_nan_and_inf_are_never_masked(bad, row, debiased, route) -> None:
+def test_nan_and_inf_are_never_masked(backend, bad, row, debiased, route) -> None:
     x = torch.randn(20, 6)
     x[row, 2] = bad
     x.requires_grad_()
@@ -205,7 +205,7 @@ def test_nan_and_inf_are_never_masked(bad, row, debiased, route) -> None:
     assert x.grad.isnan().any() and y.grad.isnan().any()
 
 
-def test_signal_at_1e_minus_13_is_kept() -> None:
+def test_signal_at_1e_minus_13_is_kept(backend) -> None:
     # Deep networks at initialisation: no absolute epsilon may swallow them.
     x, y = torch.randn(64, 30), torch.randn(64, 40)
     small = pyguide.cka(x * 1e-7, y * 1e-7, debiased=True)
@@ -213,7 +213,7 @@ def test_signal_at_1e_minus_13_is_kept() -> None:
 
 
 @BOTH
-def test_loss_module(debiased: bool) -> None:
+def test_loss_module(backend, debiased: bool) -> None:
     xs = [torch.randn(12, d, requires_grad=True) for d in (3, 40)]
     ys = [torch.randn(12, d) for d in (5, 6)]
     values = pyguide.cka_pairs(xs, ys, debiased=debiased)
@@ -227,7 +227,7 @@ def test_loss_module(debiased: bool) -> None:
     assert "debiased" in repr(pyguide.CKALoss(debiased=debiased))
 
 
-def test_inference_and_no_grad() -> None:
+def test_inference_and_no_grad(backend) -> None:
     x = torch.randn(10, 3, requires_grad=True)
     y = torch.randn(10, 4)
     expected = pyguide.cka(x, y).item()

@@ -15,7 +15,7 @@ ROUTES = pytest.mark.parametrize("route", ["sample", "feature"])
 
 @BOTH
 @ROUTES
-def test_gradcheck(debiased: bool, route: str) -> None:
+def test_gradcheck(backend, debiased: bool, route: str) -> None:
     x = (torch.randn(7, 3).double() + 4).requires_grad_()
     y = torch.randn(7, 2, 2).double().requires_grad_()
     z = torch.randn(7).double().requires_grad_()
@@ -50,7 +50,7 @@ def test_against_the_oracle(instruction_set, related_layers, relative_error, n, 
 
 @BOTH
 @ROUTES
-def test_identities(debiased: bool, route: str) -> None:
+def test_identities(backend, debiased: bool, route: str) -> None:
     x = (torch.randn(50, 20).double() + 10).requires_grad_()
     y = torch.randn(50, 30).double()
     value, _ = cka_pairs_and_flags([x], [y], debiased=debiased, route=route)
@@ -65,7 +65,7 @@ def test_identities(debiased: bool, route: str) -> None:
 @BOTH
 @ROUTES
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_zero_at_one(debiased, route, dtype, tolerance) -> None:
+def test_zero_at_one(backend, debiased, route, dtype, tolerance) -> None:
     x = torch.randn(40, 25, dtype=dtype, requires_grad=True)
     rotation, _ = torch.linalg.qr(torch.randn(25, 25, dtype=torch.float64))
     rotated = (3 * x.detach().double() @ rotation).to(dtype)
@@ -77,7 +77,7 @@ def test_zero_at_one(debiased, route, dtype, tolerance) -> None:
     assert grad.norm() < tolerance * typical.norm()
 
 
-def test_a_layer_on_both_sides_sums_its_gradients() -> None:
+def test_a_layer_on_both_sides_sums_its_gradients(backend) -> None:
     x = torch.randn(9, 4).double().requires_grad_()
     y = torch.randn(9, 5).double()
     z = torch.randn(9, 6).double()
@@ -89,7 +89,7 @@ def test_a_layer_on_both_sides_sums_its_gradients() -> None:
     torch.testing.assert_close(grad, expected_grad)
 
 
-def test_second_derivative_raises_and_says_what_to_use() -> None:
+def test_second_derivative_raises_and_says_what_to_use(backend) -> None:
     x = torch.randn(9, 4).double().requires_grad_()
     y = torch.randn(9, 5).double()
     (grad,) = torch.autograd.grad(pyguide.cka(x, y), x, create_graph=True)
@@ -100,7 +100,7 @@ def test_second_derivative_raises_and_says_what_to_use() -> None:
         grad.square().sum().backward()
 
 
-def test_gradients_have_the_inputs_strides() -> None:
+def test_gradients_have_the_inputs_strides(backend) -> None:
     x = torch.randn(8, 3, 5, 4).to(memory_format=torch.channels_last).requires_grad_()
     y = torch.randn(8, 6, 7)
     token = y[:, 2, :].detach().requires_grad_()

@@ -73,7 +73,7 @@ def test_the_route_with_less_work_is_taken(monkeypatch) -> None:
     torch.testing.assert_close(expected, by_sample, rtol=0, atol=1e-5)
 
 
-def test_a_degenerate_token_is_flagged_alone() -> None:
+def test_a_degenerate_token_is_flagged_alone(backend) -> None:
     x = torch.randn(8, 3, 4, requires_grad=True)
     y = torch.randn(8, 3, 4)
     y[:, 1] = 2.5
@@ -83,13 +83,13 @@ def test_a_degenerate_token_is_flagged_alone() -> None:
     assert (x.grad[:, 1] == 0).all() and (x.grad[:, 0] != 0).any()
 
 
-def test_a_nan_stays_in_its_token() -> None:
+def test_a_nan_stays_in_its_token(backend) -> None:
     x, y = torch.randn(8, 3, 4), torch.randn(8, 3, 4)
     x[2, 1, 3] = float("nan")
     assert pyguide.cka(x, y, per_token=True).isnan().tolist() == [False, True, False]
 
 
-def test_an_expanded_token_axis() -> None:
+def test_an_expanded_token_axis(backend) -> None:
     x = torch.randn(8, 1, 4).expand(8, 3, 4)
     y = torch.randn(8, 3, 4)
     torch.testing.assert_close(
@@ -98,7 +98,7 @@ def test_an_expanded_token_axis() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:biased CKA")
-def test_loss_and_distance() -> None:
+def test_loss_and_distance(backend) -> None:
     x, y = torch.randn(8, 3, 4), torch.randn(8, 3, 6)
     expected = 1 - pyguide.cka(x, y, per_token=True)
     loss = pyguide.CKALoss(per_token=True)
@@ -111,7 +111,7 @@ def test_loss_and_distance() -> None:
     assert "per_token=True" in repr(loss)
 
 
-def test_no_pairs() -> None:
+def test_no_pairs(backend) -> None:
     x = torch.randn(8, 3, 4)
     assert pyguide.cka_pairs([x], [x], pairs=[], per_token=True).shape == (0, 3)
     assert pyguide.cka_pairs([], [], per_token=True).shape == (0,)
@@ -132,7 +132,7 @@ def test_bad_layers_raise(shapes, message) -> None:
         pyguide.cka_pairs([x], [y], per_token=True)
 
 
-def test_a_whole_layer_differs_from_its_tokens() -> None:
+def test_a_whole_layer_differs_from_its_tokens(backend) -> None:
     x, y = torch.randn(8, 3, 4), torch.randn(8, 3, 4)
     assert pyguide.cka(x, y).shape == ()
     assert (pyguide.cka(x, y) - pyguide.cka(x, y, per_token=True).mean()).abs() > 1e-3
