@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from emulated_backend import emulated_backend
 from emulation import Emulator, build
 from torch import Tensor
 
-from pyguide import _native, cuda_library
-from pyguide.ops import cpu, cuda, dispatch
+from pyguide import _native
+from pyguide.ops import cpu
 
 
 @pytest.fixture(autouse=True)
@@ -27,13 +28,10 @@ def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture
-def emulated(emulated_library, monkeypatch: pytest.MonkeyPatch) -> None:
+def emulated(emulated_library) -> Iterator[None]:
     """Sends CPU tensors through pyguide/ops/cuda.py to the emulated CUDA library."""
-    monkeypatch.setattr(cuda_library, "path", str(emulated_library))
-    monkeypatch.setitem(dispatch._BACKENDS, "cpu", cuda)
-    monkeypatch.setattr(cuda, "_target", lambda device: (0, 0))
-    monkeypatch.setattr(cuda, "_memory", lambda device: 2**40)
-    assert cuda_library.capability(0) >= cuda_library.MIN_CAPABILITY
+    with emulated_backend(emulated_library):
+        yield
 
 
 _CUDA = ["emulated", pytest.param("cuda", marks=pytest.mark.cuda)]

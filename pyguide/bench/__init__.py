@@ -20,9 +20,10 @@ Time pyguide, torch written with care, and other libraries on the same tensors.
 
 Every round takes a sample of each candidate, starting with another one each time; the table
 shows medians with quartiles, the ratio to pyguide within the rounds, the peak memory of one
-call in a process of its own, and what fraction of the machine's measured limits is reached
-(fused multiply-adds, and copy bandwidth). Every candidate's result is checked against float64
-first; one that is further off than the tolerance is marked with !.
+call, and what fraction of the machine's measured limits is reached (multiply-adds, and copy
+bandwidth). Every candidate's result is checked against float64 first; one that is further off
+than the tolerance is marked with !. On CUDA every workload is run with a warm and with a cold
+L2, and at the end the aims of the kernels stand beside what was reached.
 """
 
 _EXAMPLES = """\
@@ -31,6 +32,7 @@ examples:
   pyguide bench --out cpu.json --plot cpu.png           everything at n = 256
   pyguide bench --out cpu.json --resume                 go on after an interruption
   pyguide bench --workloads gram apply --n 64 256 1024 --candidates pyguide eager
+  pyguide bench --device cuda --out gpu.json --n 64 256 --seconds 480
   pyguide bench --plot-from cpu.json --plot cpu.png     draw a finished run
   pyguide bench --quick                                 tiny sizes: does everything work?
 """
@@ -73,6 +75,13 @@ def add_bench_parser(subparsers: Any) -> None:
         metavar="N",
         help="batch sizes, of workloads where it is free (default: 256)",
     )
+    add("--device", default="cpu", metavar="NAME", help="cpu or cuda (default: cpu)")
+    add(
+        "--arithmetic",
+        nargs="+",
+        metavar="NAME",
+        help="float32 products at which precision, or bf16 (default: all on cuda, else highest)",
+    )
     add("--rounds", type=int, help="samples of each candidate, if the budget allows (default: 15)")
     add(
         "--budget",
@@ -81,10 +90,16 @@ def add_bench_parser(subparsers: Any) -> None:
         help="for the rounds of one workload; at least three are run, but a candidate of which "
         "one call takes longer is called once (default: 120)",
     )
+    add(
+        "--seconds",
+        type=float,
+        help="stop before a workload that might end later than this; --resume goes on",
+    )
     add("--threads", type=int, help="threads of torch and pyguide (default: torch's)")
     add("--seed", type=int, default=0, help="of the tensors (default: 0)")
     add("--out", type=Path, metavar="FILE", help="JSON, written anew after every workload")
     add("--resume", action="store_true", help="continue the interrupted run in --out")
+    add("--commit", metavar="ID", help="the source's, where git does not tell")
     add("--plot", type=Path, metavar="FILE", help="PNG of speeds relative to eager torch")
     add("--plot-from", type=Path, metavar="FILE", help="draw this JSON instead of running")
     add(

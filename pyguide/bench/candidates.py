@@ -14,6 +14,7 @@ import pyguide
 from pyguide.bench import formulas
 from pyguide.bench.workloads import Problem, Workload
 from pyguide.ops.dispatch import backend_of
+from pyguide.ops.precision import precision_code
 
 __all__ = ["CANDIDATES", "Candidate", "Result", "Run", "candidate", "candidates_of"]
 
@@ -41,8 +42,12 @@ class Candidate:
         About how much memory a call needs besides the inputs, given workload and n.
     package : (str, str), optional
         What ``pip install`` needs, and the module that it brings.
-    compiles : bool
-        Whether its first call compiles.
+    compiles, graph : bool
+        Whether its first call compiles, or captures a CUDA graph that later calls replay.
+    devices : tuple of str
+        Types of device that it runs on.
+    uncentered : bool
+        Whether its Gram matrices still have to be centred before they are compared.
     """
 
     name: str
@@ -51,12 +56,51 @@ class Candidate:
     extra_bytes: Callable[[Workload, int], int]
     package: tuple[str, str] | None = None
     compiles: bool = False
+    graph: bool = False
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    uncentered: bool = False
 
     def missing(self) -> str | None:
         """Why it cannot run here, and what to do; None if it can."""
         if self.package is None or importlib.util.find_spec(self.package[1]) is not None:
             return None
         return f"not installed: pip install {self.package[0]}"
+
+
+class _Replay:
+    """A CUDA graph of a function, captured at the first call for that call's problem."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, problem: Problem) -> Result:
+        if self.graph is None:
+            self._capture(problem)
+        assert self.graph is not None
+        self.graph.replay()
+        return self.result
+
+    def _capture(self, problem: Problem) -> None:
+        # On a side stream, as torch asks: libraries allocate and compile before the capture.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self.run(problem)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.result = self.run(problem)
+        self.graph = graph
+
+
+def _graphed(make: Callable[[Workload], Run | None]) -> Callable[[Workload], Run | None]:
+    def make_graph(workload: Workload) -> Run | None:
+        run = make(workload)
+        return None if run is None else _Replay(run)
+
+    return make_graph
 
 
 def _loss_of_lists(loss: Callable[[list[Tensor], list[Tensor]], Tensor]) -> Run:
@@ -82,8 +126,11 @@ def _loss_of_tokens(loss: Callable[[Tensor, Tensor], Tensor]) -> Run:
 def _pyguide(workload: Workload) -> Run:
     def apply(problem: Problem) -> Result:
         assert problem.coefficients is not None
-        backend = backend_of(problem.coefficients.device)
-        return Result(backend.apply(problem.coefficients, problem.xs, shifted=True), [])
+        device = problem.coefficients.device
+        products = backend_of(device).apply(
+            problem.coefficients, problem.xs, shifted=True, precision=precision_code(None, device)
+        )
+        return Result(products, [])
 
     if workload.tokens:
         loss = pyguide.CKALoss(per_token=True)
@@ -107,13 +154,16 @@ def _eager(workload: Workload, wrap: Callable[[Any], Any] = lambda function: fun
     }[workload.kind]
 
 
-def _compiled(workload: Workload) -> Run:
-    def compile(function: Any) -> Any:
-        return torch.compile(function, dynamic=False)
+def _compile(function: Any) -> Any:
+    return torch.compile(function, dynamic=False)
 
+
+def _compiled(workload: Workload) -> Run | None:
+    if workload.input_bytes:  # what a compiler makes of one product is no question
+        return None
     if workload.tokens:  # a loop over all tokens would take minutes to compile
-        return _loss_of_tokens(compile(formulas.eager_loss_batched))
-    return _eager(workload, compile)
+        return _loss_of_tokens(_compile(formulas.eager_loss_batched))
+    return _eager(workload, _compile)
 
 
 def _batched(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Workload], Run | None]:
@@ -130,6 +180,18 @@ def _16bit(workload: Workload) -> Run | None:
     if workload.kind != "loss" or workload.dtype == torch.float32:
         return None
     return _loss_of_lists(formulas.eager_loss_16bit)
+
+
+def _16bit_compiled(workload: Workload) -> Run | None:
+    if workload.tokens or _16bit(workload) is None:
+        return None
+    return _loss_of_lists(_compile(formulas.eager_loss_16bit))
+
+
+def _mm(workload: Workload) -> Run | None:
+    if workload.kind == "gram":
+        return lambda problem: Result([formulas.full_gram(x) for x in problem.xs], [])
+    return None
 
 
 def _official(workload: Workload) -> Run | None:
@@ -174,8 +236,18 @@ def _official_extra(workload: Workload, n: int) -> int:
     return _autograd_extra(workload, n) + _squares(workload, n, 40)
 
 
+_CUDA = ("cuda",)
+
 CANDIDATES = [
     Candidate("pyguide", "this package", _pyguide, _least_extra),
+    Candidate(
+        "pyguide-graph",
+        "this package, replayed as a CUDA graph",
+        _graphed(_pyguide),
+        _least_extra,
+        graph=True,
+        devices=_CUDA,
+    ),
     Candidate(
         "eager",
         "honest eager torch: centred features, one Gram matrix a layer, autograd",
@@ -183,11 +255,28 @@ CANDIDATES = [
         _autograd_extra,
     ),
     Candidate(
+        "eager-graph",
+        "eager, replayed as a CUDA graph",
+        _graphed(_eager),
+        _autograd_extra,
+        graph=True,
+        devices=_CUDA,
+    ),
+    Candidate(
         "compile",
         "eager (for tokens eager-bmm) under torch.compile; its first call compiles",
         _compiled,
         _autograd_extra,
         compiles=True,
+    ),
+    # After compile, whose code it finds compiled.
+    Candidate(
+        "compile-graph",
+        "compile, replayed as a CUDA graph",
+        _graphed(_compiled),
+        _autograd_extra,
+        graph=True,
+        devices=_CUDA,
     ),
     Candidate(
         "eager-bmm",
@@ -206,6 +295,22 @@ CANDIDATES = [
         "eager with products in bfloat16, for bfloat16 layers",
         _16bit,
         _autograd_extra,
+    ),
+    Candidate(
+        "compile-bf16",
+        "eager-bf16 under torch.compile",
+        _16bit_compiled,
+        _autograd_extra,
+        compiles=True,
+        devices=_CUDA,
+    ),
+    Candidate(
+        "mm",
+        "torch.mm(x, x.T) alone (cuBLAS): the full product, not centred",
+        _mm,
+        _least_extra,
+        devices=_CUDA,
+        uncentered=True,
     ),
     Candidate(
         "official",
@@ -239,6 +344,7 @@ def candidate(name: str) -> Candidate:
     return {c.name: c for c in CANDIDATES}[name]
 
 
-def candidates_of(workload: Workload, names: list[str]) -> list[Candidate]:
-    """Those of the named candidates that compute the workload."""
-    return [c for c in CANDIDATES if c.name in names and c.make(workload) is not None]
+def candidates_of(workload: Workload, names: list[str], device: str = "cpu") -> list[Candidate]:
+    """Those of the named candidates that compute the workload on that type of device."""
+    named = [c for c in CANDIDATES if c.name in names and device in c.devices]
+    return [c for c in named if c.make(workload) is not None]

@@ -1,54 +1,69 @@
-"""What the machine can do at most: float32 multiply-adds and memory traffic."""
+"""What a machine can do at most: multiply-adds of its units and memory traffic."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from pyguide import _native
 
-__all__ = ["Ceilings"]
+__all__ = ["Ceilings", "Probes", "cpu_probes"]
 
 _REPEATS = 3  # of each measurement, so that one disturbance is not the sample
 
+#: Measurements by name: FLOP/s, but bytes/s (read and written) of ``"copy"``.
+Probes = dict[str, Callable[[], float]]
 
+# A unit is at least as fast as each of these measurements; others are named as their unit.
+_UNITS = {"fma": ("probe", "sgemm")}
+
+
+@dataclass(frozen=True)
 class Ceilings:
     """Samples of each rate, taken all along a run; the ceiling is the largest.
 
     Attributes
     ----------
     samples : dict of str to list of float
-        ``"probe"`` (fused multiply-adds on registers) and ``"sgemm"`` (torch's float32 matrix
-        product) in FLOP/s; ``"copy"`` in bytes/s, read and written.
+        FLOP/s of the CPU's ``"probe"`` (fused multiply-adds on registers) and ``"sgemm"``
+        (torch's float32 matrix product), or of matrix products in ``"tf32"`` and ``"bf16"``;
+        ``"copy"`` in bytes/s.
     """
 
-    def __init__(self, *, quick: bool, samples: dict[str, list[float]] | None = None):
-        self.gemm_size = 256 if quick else 2048
-        self.probe_seconds = 0.002 if quick else 0.05
-        self.copy_count = (1 << 20) if quick else (1 << 26)  # float32; 256 MiB
-        self.samples = samples or {"probe": [], "sgemm": [], "copy": []}
+    samples: dict[str, list[float]]
 
-    def measure(self) -> None:
-        """Add a sample of each, at torch's number of threads."""
-        self.samples["probe"].append(_probe(self.probe_seconds))
-        self.samples["sgemm"].append(_sgemm(self.gemm_size))
-        self.samples["copy"].append(_copy(self.copy_count))
+    def measure(self, probes: Probes) -> None:
+        """Add a sample of each."""
+        for name, probe in probes.items():
+            self.samples.setdefault(name, []).append(probe())
 
-    @property
-    def flops(self) -> float:
-        """FLOP/s that nothing exceeds: at least what sgemm reached."""
-        return max(self.samples["probe"] + self.samples["sgemm"])
+    def flops(self, unit: str) -> float:
+        """FLOP/s that nothing exceeds."""
+        return max(s for name in _UNITS.get(unit, (unit,)) for s in self.samples[name])
 
     @property
     def bandwidth(self) -> float:
         """Bytes/s of a copy."""
         return max(self.samples["copy"])
 
-    def seconds(self, flop: float, bytes: float) -> float:
+    def seconds(self, unit: str, flop: float, bytes: float) -> float:
         """Least time of that much work."""
-        return max(flop / self.flops, bytes / self.bandwidth)
+        return max(flop / self.flops(unit), bytes / self.bandwidth)
+
+
+def cpu_probes(*, quick: bool) -> Probes:
+    """The CPU's, at torch's number of threads."""
+    gemm_size = 256 if quick else 2048
+    least_seconds = 0.002 if quick else 0.05
+    copy_count = (1 << 20) if quick else (1 << 26)  # float32; 256 MiB
+    return {
+        "probe": lambda: _probe(least_seconds),
+        "sgemm": lambda: _sgemm(gemm_size),
+        "copy": lambda: _copy(copy_count),
+    }
 
 
 def _fastest(function: Callable[[], object]) -> float:

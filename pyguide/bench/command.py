@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, overload
 
 import torch
 
 from pyguide.bench import result as results
+from pyguide.bench.aims import aims_table
+from pyguide.bench.arithmetic import ARITHMETIC
 from pyguide.bench.candidates import CANDIDATES
+from pyguide.bench.device import DEVICES, device_named
 from pyguide.bench.plot import plot
 from pyguide.bench.run import Options, run
 from pyguide.bench.table import table
@@ -44,6 +48,10 @@ def main(args: argparse.Namespace, stdout: TextIO, stderr: TextIO) -> int:
         result = _run(options, args, stdout, stderr)
     finally:
         torch.set_num_threads(threads)
+    if result.get("aims"):
+        print(aims_table(result), file=stdout)
+    if not result["finished"]:
+        print("out of time: --resume runs the rest", file=stdout)
     if args.plot is not None:
         plot(result, args.plot)
     return 0
@@ -54,6 +62,9 @@ def _list(stdout: TextIO) -> None:
     for w in WORKLOADS:
         n = "any n" if w.n is None else f"n = {w.n}"
         print(f"  {w.name:<16} {w.description} ({n})", file=stdout)
+    print("arithmetic", file=stdout)
+    for a in ARITHMETIC.values():
+        print(f"  {a.name:<16} {a.description}", file=stdout)
     print("candidates", file=stdout)
     for c in CANDIDATES:
         missing = c.missing()
@@ -76,6 +87,8 @@ def _options(args: argparse.Namespace) -> Options:
     quick = _QUICK if args.quick else {}
     candidates = tuple(c.name for c in CANDIDATES if not (args.quick and c.compiles))
     given: dict[str, Any] = {
+        "device": _known("--device", [args.device], list(DEVICES))[0],
+        "arithmetic": _known("--arithmetic", args.arithmetic, list(ARITHMETIC)),
         "workloads": _known("--workloads", args.workloads, [w.name for w in WORKLOADS]),
         "candidates": _known("--candidates", args.candidates, [c.name for c in CANDIDATES]),
         "n": None if args.n is None else tuple(dict.fromkeys(args.n)),
@@ -87,6 +100,9 @@ def _options(args: argparse.Namespace) -> Options:
         smallest = min(given[name]) if name == "n" and name in given else given.get(name, least)
         if smallest < least:
             raise UserError(f"--{name}: expected at least {least}, got {smallest}")
+    missing = device_named(given["device"], quick=args.quick).missing()
+    if missing is not None:
+        raise UserError(f"--device {given['device']}: {missing}")
     if args.plot is not None and "eager" not in given.get("candidates", ("eager",)):
         raise UserError("--plot draws speeds relative to eager: add it to --candidates")
     if args.threads is not None and args.threads < 1:
@@ -95,6 +111,10 @@ def _options(args: argparse.Namespace) -> Options:
     return Options(**{**defaults, **given}, seed=args.seed, quick=args.quick)
 
 
+@overload
+def _known(option: str, names: list[str], known: list[str]) -> tuple[str, ...]: ...
+@overload
+def _known(option: str, names: list[str] | None, known: list[str]) -> tuple[str, ...] | None: ...
 def _known(option: str, names: list[str] | None, known: list[str]) -> tuple[str, ...] | None:
     """The names without repeats, in the order of ``known``."""
     for name in names or ():
@@ -124,4 +144,12 @@ def _run(
         def show(result: dict[str, Any], entry: dict[str, Any]) -> None:
             bar.write(table(result, entry), file=stdout)
 
-        return run(options, out=out, resume=args.resume, progress=progress, on_workload=show)
+        return run(
+            options,
+            out=out,
+            resume=args.resume,
+            seconds=math.inf if args.seconds is None else args.seconds,
+            commit=args.commit,
+            progress=progress,
+            on_workload=show,
+        )

@@ -18,6 +18,7 @@ __all__ = [
     "eager_loss_16bit",
     "eager_loss_batched",
     "eager_loss_feature_space",
+    "full_gram",
     "gram",
     "lightly_loss",
     "official_loss",
@@ -31,6 +32,13 @@ def gram(x: Tensor) -> Tensor:
     return x @ x.T
 
 
+def full_gram(x: Tensor) -> Tensor:
+    """``X X^T`` by one product, in float32 where torch can."""
+    if x.is_cuda and x.dtype != torch.float32:
+        return torch.mm(x, x.T, out_dtype=torch.float32)
+    return torch.mm(x, x.T)
+
+
 def _distance(k: Tensor, m: Tensor) -> Tensor:
     """``1 - CKA`` of centred Gram matrices, also of a batch of them.
 
@@ -42,7 +50,7 @@ def _distance(k: Tensor, m: Tensor) -> Tensor:
 
 def eager_loss(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
     """What a careful user writes: one Gram a layer, of centred features."""
-    loss = torch.zeros(())
+    loss = xs[0].new_zeros((), dtype=torch.float32)
     for x, y in zip(xs, ys, strict=True):
         loss = loss + _distance(gram(x), gram(y))
     return loss
@@ -50,7 +58,7 @@ def eager_loss(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
 
 def eager_loss_16bit(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
     """:func:`eager_loss` with products in the layers' own 16-bit type."""
-    loss = torch.zeros(())
+    loss = xs[0].new_zeros((), dtype=torch.float32)
     for x, y in zip(xs, ys, strict=True):
         x, y = x - x.mean(dim=0), y - y.mean(dim=0)
         loss = loss + _distance((x @ x.T).float(), (y @ y.T).float())
@@ -59,7 +67,7 @@ def eager_loss_16bit(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
 
 def eager_loss_feature_space(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
     """The same from d x d products: ``<Kc, Lc> = ||Y^T X||^2`` of centred features."""
-    loss = torch.zeros(())
+    loss = xs[0].new_zeros((), dtype=torch.float32)
     for x, y in zip(xs, ys, strict=True):
         x, y = x - x.mean(dim=0), y - y.mean(dim=0)
         xy, xx, yy = (k.square().sum() for k in (y.T @ x, x.T @ x, y.T @ y))
@@ -102,13 +110,13 @@ def official_loss(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
 
     def center(k: Tensor) -> Tensor:
         n = k.size(0)
-        h = torch.eye(n) - torch.ones(n, n) / n
+        h = torch.eye(n, device=k.device) - torch.ones(n, n, device=k.device) / n
         return h @ k @ h
 
     def hsic(x: Tensor, y: Tensor) -> Tensor:
         return (center(x @ x.T) * center(y @ y.T)).sum()
 
-    loss = torch.zeros(())
+    loss = xs[0].new_zeros((), dtype=torch.float32)
     for x, y in zip(xs, ys, strict=True):
         x, y = x.float(), y.float()
         loss = loss + 1 - hsic(x, y) / torch.sqrt(hsic(x, x) * hsic(y, y))
@@ -123,5 +131,9 @@ def debiased_matrix(xs: list[Tensor]) -> Tensor:
 
 
 def apply(coefficients: Tensor, xs: list[Tensor]) -> list[Tensor]:
-    """``A (X - mean)`` of every layer."""
-    return [a @ (x - x.mean(dim=0)) for a, x in zip(coefficients, xs, strict=True)]
+    """``A (X - mean)`` of every layer, in its dtype."""
+    products = []
+    for a, x in zip(coefficients, xs, strict=True):
+        centered = x.float() - x.float().mean(dim=0)
+        products.append((a @ centered).to(x.dtype))
+    return products

@@ -13,6 +13,7 @@ import torch
 
 import pyguide
 from pyguide import _native
+from pyguide.bench.device import CPU
 
 __all__ = ["cpu_name", "describe"]
 
@@ -30,8 +31,10 @@ def cpu_name() -> str:
     return names[0] if names else platform.machine()
 
 
-def describe() -> dict[str, object]:
+def describe(device: CPU, commit: str | None = None) -> dict[str, object]:
     """Machine, versions and source: what must agree for timings to be joined.
+
+    ``commit`` is for a copy of the source without its history.
 
     Returns
     -------
@@ -48,6 +51,7 @@ def describe() -> dict[str, object]:
             "threads": torch.get_num_threads(),
             "instruction_set": _native.instruction_sets()[0],
             "parallel": torch.__config__.parallel_info().split("\n"),
+            **device.describe(),
         },
         "versions": {
             "pyguide": pyguide.__version__,
@@ -57,7 +61,7 @@ def describe() -> dict[str, object]:
             **{peer: _version(peer) for peer in _PEERS},
         },
         "source": {
-            "commit": _git("rev-parse", "HEAD"),
+            "commit": commit or _git("rev-parse", "HEAD"),
             "dirty": None if changes is None else bool(changes),
             "digest": _digest(),
         },

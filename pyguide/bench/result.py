@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from pyguide.bench.aims import reached
 from pyguide.bench.ceilings import Ceilings
 from pyguide.experiments.errors import UserError
 from pyguide.experiments.files import read_json, write_json, writing
@@ -29,20 +30,26 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def summarize(result: dict[str, Any]) -> None:
     """Fill in what follows from the samples: spreads, ratios, fractions of the ceiling."""
-    rates = Ceilings(quick=result["quick"], samples=result["ceilings"]["samples"])
-    result["ceilings"]["flops"] = rates.flops
+    rates = Ceilings(result["ceilings"]["samples"])
     result["ceilings"]["bandwidth"] = rates.bandwidth
     for entry in result["workloads"]:
-        entry["ceiling_seconds"] = rates.seconds(entry["least_flop"], entry["least_bytes"])
+        entry["ceiling_flops"] = rates.flops(entry["unit"])
+        entry["ceiling_seconds"] = rates.seconds(
+            entry["unit"], entry["unit_flop"], entry["least_bytes"]
+        )
         samples = {r["candidate"]: r["samples"] for r in entry["rows"] if r["status"] == "timed"}
         for row in entry["rows"]:
             if row["status"] == "timed":
                 _summarize_row(row, entry["ceiling_seconds"], samples)
+    if result["options"]["device"] != "cpu":
+        result["aims"] = reached(result)
 
 
 def _summarize_row(row: dict[str, Any], ceiling: float, samples: dict[str, list[float]]) -> None:
     row["seconds"] = spread(row["samples"])
     row["of_ceiling"] = ceiling / row["seconds"]["median"]
+    if "host_samples" in row:
+        row["host_seconds"] = spread(row["host_samples"])
     if row["compiles"]:
         row["compile_seconds"] = row["first_call_seconds"] - row["seconds"]["median"]
     for base in ("pyguide", "eager"):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -12,35 +13,71 @@ from typing import Any
 import torch
 
 from pyguide.bench import result as results
-from pyguide.bench.candidates import CANDIDATES, Candidate, candidates_of
+from pyguide.bench.arithmetic import ARITHMETIC, Arithmetic
+from pyguide.bench.candidates import CANDIDATES, Candidate, Result, candidate, candidates_of
 from pyguide.bench.ceilings import Ceilings
 from pyguide.bench.check import TOLERANCE, errors, exact
+from pyguide.bench.device import CPU, device_named
 from pyguide.bench.machine import describe
-from pyguide.bench.memory import available_bytes, peak_memory
 from pyguide.bench.timing import Plan, Timed, first_call, time_interleaved
 from pyguide.bench.workloads import WORKLOADS, Problem, Workload, workload
+from pyguide.reference import h_center
 
 __all__ = ["Options", "Progress", "run"]
 
 
+# Until a call returns: measured where it is shorter than this.
+_LONGEST_HOST_CALL = 0.02
+
+
+@dataclass(frozen=True)
+class Case:
+    """One workload at one batch size in one arithmetic."""
+
+    load: Workload
+    n: int
+    arithmetic: Arithmetic
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        return self.load.name, self.n, self.arithmetic.name
+
+
 @dataclass(frozen=True)
 class Options:
-    """What is run; two runs with the same options can be joined."""
+    """What is run; two runs with the same options can be joined.
 
-    workloads: tuple[str, ...] = tuple(w.name for w in WORKLOADS)
+    ``workloads`` and ``arithmetic`` default to the device's.
+    """
+
+    device: str = "cpu"
+    workloads: tuple[str, ...] = ()
     n: tuple[int, ...] = (256,)
+    arithmetic: tuple[str, ...] = ()
     candidates: tuple[str, ...] = tuple(c.name for c in CANDIDATES)
     rounds: int = 15
     budget: float = 120.0
     seed: int = 0
     quick: bool = False
 
-    def sizes(self) -> list[tuple[Workload, int]]:
-        """Every workload with every batch size that it has."""
-        chosen = [workload(name) for name in self.workloads]
-        if self.quick:
-            chosen = [w.tiny() for w in chosen]
-        return [(w, n) for w in chosen for n in (self.n if w.n is None else (w.n,))]
+    def on(self, device: CPU) -> Options:
+        """With the device's defaults filled in."""
+        default = tuple(w.name for w in WORKLOADS if device.runs_by_default(w))
+        return replace(
+            self,
+            workloads=self.workloads or default,
+            arithmetic=self.arithmetic or device.arithmetic,
+        )
+
+    def cases(self) -> list[Case]:
+        """Every workload with every batch size and arithmetic, small batches first."""
+        cases = []
+        for name in self.workloads:
+            load = workload(name).tiny() if self.quick else workload(name)
+            for n in self.n if load.n is None else (load.n,):
+                for arithmetic in (ARITHMETIC[a] for a in self.arithmetic):
+                    cases.append(Case(load.at(n, arithmetic.dtype), n, arithmetic))
+        return sorted(cases, key=lambda case: case.n > 256)
 
 
 # Receives the part of all workloads that is done, from 0 to 1, and what is going on.
@@ -52,6 +89,8 @@ def run(
     *,
     out: Path | None = None,
     resume: bool = False,
+    seconds: float = math.inf,
+    commit: str | None = None,
     progress: Progress = lambda done, what: None,
     on_workload: Callable[[dict[str, Any], dict[str, Any]], None] = lambda result, entry: None,
 ) -> dict[str, Any]:
@@ -64,6 +103,10 @@ def run(
         JSON, written anew after every workload.
     resume : bool
         Continue the run in ``out``.
+    seconds : float
+        Start no workload that might end later than this, judged by the longest so far.
+    commit : str, optional
+        The source's, where git does not tell.
     progress, on_workload : callable
         Told of every step, and of every finished workload with the result so far.
 
@@ -72,41 +115,50 @@ def run(
     UserError
         If ``out`` cannot be written, or is of another run.
     """
-    result = _new_result(options)
+    start = time.monotonic()
+    device = device_named(options.device, quick=options.quick)
+    options = options.on(device)
+    result = _new_result(options, device, commit)
     if resume and out is not None:
         result = results.resume(out, result)
-    finished = {(e["workload"], e["n"]) for e in result["workloads"]}
-    sizes = options.sizes()
-    ceilings = Ceilings(quick=options.quick, samples=result["ceilings"]["samples"])
-    result["ceilings"]["samples"] = ceilings.samples
+    finished = {(e["workload"], e["n"], e["arithmetic"]) for e in result["workloads"]}
+    cases = options.cases()
+    todo = [case for case in cases if case.key not in finished]
+    ceilings = Ceilings(result["ceilings"]["samples"])
 
     def record() -> None:
-        progress(len(result["workloads"]) / len(sizes), "ceilings")
-        ceilings.measure()
+        progress(1 - len(todo) / len(cases), "ceilings")
+        ceilings.measure(device.probes())
         results.summarize(result)
         if out is not None:
             results.save(out, result)
 
     record()
-    for load, n in sizes:
-        if (load.name, n) in finished:
-            continue
-        base = len(result["workloads"])
+    longest = 0.0
+    while todo:
+        begun = time.monotonic()
+        if begun - start + longest > seconds:
+            return result
+        case = todo[0]
+        base = len(cases) - len(todo)
 
-        def within(part: float, what: str, base: int = base, name: str = load.name) -> None:
-            progress((base + part) / len(sizes), f"{name}: {what}")
+        def within(part: float, what: str, base: int = base, name: str = case.load.name) -> None:
+            progress((base + part) / len(cases), f"{name}: {what}")
 
-        entry = _run_workload(load, n, options, within)
-        result["workloads"].append(entry)
+        entries = _run_case(case, options, device, within)
+        result["workloads"] += entries
+        del todo[0]
         record()
-        on_workload(result, entry)
+        for entry in entries:
+            on_workload(result, entry)
+        longest = max(longest, time.monotonic() - begun)
     result["finished"] = True
     if out is not None:
         results.save(out, result)
     return result
 
 
-def _new_result(options: Options) -> dict[str, Any]:
+def _new_result(options: Options, device: CPU, commit: str | None) -> dict[str, Any]:
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()}
     return {
         "format": results.FORMAT,
@@ -114,103 +166,162 @@ def _new_result(options: Options) -> dict[str, Any]:
         "finished": False,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "options": plain,
-        **describe(),
+        **describe(device, commit),
         "tolerance": TOLERANCE,
         "ceilings": {"samples": {}},
         "workloads": [],
     }
 
 
-def _run_workload(load: Workload, n: int, options: Options, progress: Progress) -> dict[str, Any]:
-    work = load.least_work(n)
-    chosen = candidates_of(load, list(options.candidates))
-    rows: dict[str, dict[str, Any]] = {c.name: _row(c, load, n) for c in chosen}
-    able = [c for c in chosen if rows[c.name]["status"] == "timed"]
-    if able:
-        _time(able, rows, load, n, options, progress)
-    # After the timing, whose tensors are gone by now.
-    timed = [name for name, row in rows.items() if row["status"] == "timed"]
-    for i, name in enumerate(timed):
-        progress(0.8 + 0.2 * i / len(timed), f"memory of {name}")
-        rows[name]["memory"] = peak_memory(load, n, options.seed, name, torch.get_num_threads())
+def _run_case(
+    case: Case, options: Options, device: CPU, progress: Progress
+) -> list[dict[str, Any]]:
+    """An entry for each state of the caches."""
+    rows = _rows(case, options, device)
+    samples: dict[str, dict[str, dict[str, Any]]] = {cache: {} for cache in device.caches}
+    if any(row["status"] == "timed" for row in rows.values()):
+        with case.arithmetic.in_force():
+            samples = _time(rows, case, options, device, progress)
+            _add_memory(rows, case, options, device, progress)
+    entry = _entry(case, device)
+    return [
+        {
+            **entry,
+            "cache": cache,
+            "rows": [row | of_cache.get(name, {}) for name, row in rows.items()],
+        }
+        for cache, of_cache in samples.items()
+    ]
+
+
+def _entry(case: Case, device: CPU) -> dict[str, Any]:
+    work = case.load.least_work(case.n)
+    unit_work = device.unit_work(work, case.arithmetic.name)
     return {
-        "workload": load.name,
-        "n": n,
-        "description": load.description,
-        "dtype": str(load.dtype).removeprefix("torch."),
+        "workload": case.load.name,
+        "n": case.n,
+        "arithmetic": case.arithmetic.name,
+        "description": case.load.description,
+        "dtype": str(case.load.dtype).removeprefix("torch."),
         "least_flop": work.flop,
+        "input_bytes": work.input_bytes,
         "least_bytes": work.bytes,
-        "rows": list(rows.values()),
+        "unit": unit_work.unit,
+        "unit_flop": unit_work.flop,
     }
 
 
-def _row(c: Candidate, load: Workload, n: int) -> dict[str, Any]:
-    """A row that says whether the candidate can run."""
+def _rows(case: Case, options: Options, device: CPU) -> dict[str, dict[str, Any]]:
+    """Rows that say which candidates can run."""
+    rows: dict[str, dict[str, Any]] = {}
+    held = 0
+    for c in candidates_of(case.load, list(options.candidates), device.torch_device.type):
+        rows[c.name] = _row(c, case, device, held)
+        if c.graph and rows[c.name]["status"] == "timed":
+            held += c.extra_bytes(case.load, case.n)  # kept between its replays
+    return rows
+
+
+def _row(c: Candidate, case: Case, device: CPU, held: int) -> dict[str, Any]:
     missing = c.missing()
     if missing is not None:
         return {"candidate": c.name, "status": "missing", "reason": missing}
     # The check holds the exact gradient beside the candidate's.
+    load, n = case.load, case.n
     need = load.least_work(n).input_bytes + load.layer_bytes(n, *load.target)
-    need += c.extra_bytes(load, n)
-    available = available_bytes()
-    if available is not None and need > available:
-        reason = f"needs about {need / 2**30:.1f} GiB; {available / 2**30:.1f} GiB are free"
+    need += c.extra_bytes(load, n) + held
+    free = device.free_bytes()
+    if free is not None and need > free:
+        reason = f"needs about {need / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are free"
         return {"candidate": c.name, "status": "skipped", "reason": reason}
     return {"candidate": c.name, "status": "timed"}
 
 
 def _time(
-    able: list[Candidate],
     rows: dict[str, dict[str, Any]],
-    load: Workload,
-    n: int,
+    case: Case,
     options: Options,
+    device: CPU,
+    progress: Progress,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Fill in the rows; return the samples of each candidate by the state of the caches."""
+    progress(0.0, "inputs and reference")
+    problem = case.load.make(case.n, options.seed, device.torch_device)
+    timed = _first_calls(rows, case, problem, device, progress)
+    sample = 0.001 if options.quick else device.sample_seconds
+    plan = Plan(options.rounds, options.budget, sample)
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for i, (cache, clock) in enumerate(device.caches.items()):
+
+        def within(part: float, done: int = i, what: str = cache) -> None:
+            progress(0.3 + 0.5 * (done + part) / len(device.caches), f"rounds, {what}")
+
+        times = {name: replace(t, samples=[]) for name, t in timed.items()}
+        time_interleaved(list(times.values()), problem, plan, within, clock)
+        found[cache] = {
+            name: {"calls_per_sample": t.calls, "samples": t.samples} for name, t in times.items()
+        }
+    if device.host is not None:
+        warm = next(iter(found.values()))
+        short = {k: t for k, t in timed.items() if min(warm[k]["samples"]) < _LONGEST_HOST_CALL}
+        plan = Plan(options.rounds, options.budget, sample=0.0)
+        time_interleaved(list(short.values()), problem, plan, lambda part: None, device.host)
+        for name, t in short.items():
+            rows[name]["host_samples"] = t.samples
+    return found
+
+
+def _add_memory(
+    rows: dict[str, dict[str, Any]],
+    case: Case,
+    options: Options,
+    device: CPU,
     progress: Progress,
 ) -> None:
-    """Fill in the rows of the candidates."""
-    progress(0.0, "inputs and reference")
-    problem = load.make(n, options.seed)
-    timed = _first_calls(able, rows, load, problem, progress)
-    plan = Plan(options.rounds, options.budget, sample=0.001 if options.quick else 0.02)
-    time_interleaved(
-        list(timed.values()), problem, plan, lambda part: progress(0.3 + 0.5 * part, "rounds")
-    )
-    for name, times in timed.items():
-        rows[name] |= {
-            "first_call_seconds": times.first,
-            "compiles": times.compiles,
-            "calls_per_sample": times.calls,
-            "samples": times.samples,
-        }
+    """After the timing, whose tensors are gone by now."""
+    timed = [name for name, row in rows.items() if row["status"] == "timed"]
+    for i, name in enumerate(timed):
+        progress(0.8 + 0.2 * i / len(timed), f"memory of {name}")
+        rows[name]["memory"] = device.peak_memory(case.load, case.n, options.seed, name)
 
 
 def _first_calls(
-    able: list[Candidate],
     rows: dict[str, dict[str, Any]],
-    load: Workload,
+    case: Case,
     problem: Problem,
+    device: CPU,
     progress: Progress,
 ) -> dict[str, Timed]:
     """Call every candidate once and check what it returns."""
-    expected = exact(load, problem)
+    expected = exact(case.load, problem)
+    loose = case.arithmetic.in_16_bits and case.load.kind in ("gram", "apply")
     timed: dict[str, Timed] = {}
+    able = [candidate(name) for name, row in rows.items() if row["status"] == "timed"]
+    if any(c.compiles for c in able):
+        torch.compiler.reset()
     for i, c in enumerate(able):
         progress(0.1 + 0.2 * i / len(able), f"first call of {c.name}")
-        call = c.make(load)
+        call = c.make(case.load)
         assert call is not None
         try:
-            first, got = first_call(call, problem, compiles=c.compiles)
+            first, got = first_call(
+                call, problem, compiles=c.compiles, synchronize=device.synchronize
+            )
         except Exception as error:  # a peer's or the compiler's; the others still run
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             rows[c.name] |= {"status": "failed", "reason": reason}
             continue
-        found = errors(problem, got, expected)
+        if c.uncentered:
+            got = Result([h_center(k.double()) for k in got.values], [])
+        found = errors(problem, got, expected, loose=loose)
         del got
         rows[c.name] |= {
             "error": {"value": _json(found.value), "gradient": _json(found.gradient)},
             "wrong": found.wrong,
+            "first_call_seconds": first,
+            "compiles": c.compiles,
         }
-        timed[c.name] = Timed(call, first, compiles=c.compiles)
+        timed[c.name] = Timed(call, first, prepares=c.compiles or c.graph)
     return timed
 
 

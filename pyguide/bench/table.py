@@ -16,18 +16,23 @@ _HEAD = (
     "of ceiling",
     "error",
     "first call",
+    "host",
 )
 
 
 def table(result: dict[str, Any], entry: dict[str, Any]) -> str:
     """Title, ceiling and one line a candidate; times are of one call."""
     quick = "  (quick: not a result)" if result["quick"] else ""
-    ceilings = result["ceilings"]
-    flop, size = entry["least_flop"] / 1e9, entry["least_bytes"] / 1e9
+    how = ""
+    if result["options"]["device"] != "cpu":
+        how = f", {entry['arithmetic']}, {entry['cache']} L2"
+    flop, size = entry["unit_flop"] / 1e9, entry["least_bytes"] / 1e9
+    bandwidth = result["ceilings"]["bandwidth"]
     lines = [
-        f"{entry['workload']}, n = {entry['n']}: {entry['description']}{quick}",
+        f"{entry['workload']}, n = {entry['n']}{how}: {entry['description']}{quick}",
         f"least work {flop:.3g} GFLOP and {size:.3g} GB: {_time(entry['ceiling_seconds'])} at "
-        f"{ceilings['flops'] / 1e9:.0f} GFLOP/s and {ceilings['bandwidth'] / 1e9:.1f} GB/s",
+        f"{entry['ceiling_flops'] / 1e9:.0f} GFLOP/s ({entry['unit']}) and "
+        f"{bandwidth / 1e9:.1f} GB/s",
     ]
     timed = [_HEAD, *(_cells(row) for row in entry["rows"] if row["status"] == "timed")]
     widths = [max(len(row[i]) for row in timed) for i in range(len(_HEAD))]
@@ -56,6 +61,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         f"{100 * row['of_ceiling']:.1f} %",
         f"{worst:.0e}{' !' if row['wrong'] else ''}",
         _time(row["first_call_seconds"]),
+        _time(row["host_seconds"]["median"]) if "host_seconds" in row else "-",
     )
 
 

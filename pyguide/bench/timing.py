@@ -8,15 +8,17 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-import torch
 import torch.compiler.config as compiler_config
 
 from pyguide.bench.candidates import Result, Run
 from pyguide.bench.workloads import Problem
 
-__all__ = ["Plan", "Timed", "first_call", "time_interleaved"]
+__all__ = ["Clock", "Plan", "Timed", "first_call", "host_clock", "time_interleaved"]
 
 _FEWEST_ROUNDS = 3
+
+#: Seconds of so many calls, one after the other.
+Clock = Callable[[Run, Problem, int], float]
 
 
 @dataclass(frozen=True)
@@ -45,29 +47,32 @@ class Timed:
 
     run: Run
     first: float
-    compiles: bool = False  # in its first call, which then tells nothing of the next
+    prepares: bool = False  # in its first call, which then tells nothing of the next
     calls: int = 1
     samples: list[float] = field(default_factory=list)
 
 
-def first_call(run: Run, problem: Problem, *, compiles: bool) -> tuple[float, Result]:
+def first_call(
+    run: Run, problem: Problem, *, compiles: bool, synchronize: Callable[[], None]
+) -> tuple[float, Result]:
     """Seconds of the first, cold call, and what it returned.
 
-    What ``compiles`` starts from nothing, without the caches that torch keeps on disk.
+    What ``compiles`` does so without the caches that torch keeps on disk.
     """
     with ExitStack() as stack:
         if compiles:
-            torch.compiler.reset()
             stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", message="dynamo_pgo force disabled")
             no_caches = compiler_config.patch(force_disable_caches=True)  # type: ignore[attr-defined]
             stack.enter_context(no_caches)
         start = time.perf_counter()
         result = run(problem)
+        synchronize()
         return time.perf_counter() - start, result
 
 
-def _seconds(run: Run, problem: Problem, calls: int) -> float:
+def host_clock(run: Run, problem: Problem, calls: int) -> float:
+    """By the host's clock: a :data:`Clock`."""
     start = time.perf_counter()
     for _ in range(calls):
         run(problem)
@@ -75,7 +80,11 @@ def _seconds(run: Run, problem: Problem, calls: int) -> float:
 
 
 def time_interleaved(
-    candidates: list[Timed], problem: Problem, plan: Plan, progress: Callable[[float], None]
+    candidates: list[Timed],
+    problem: Problem,
+    plan: Plan,
+    progress: Callable[[float], None],
+    clock: Clock = host_clock,
 ) -> None:
     """Fill in the samples of candidates that have had their first call.
 
@@ -85,7 +94,7 @@ def time_interleaved(
     cost = 0.0
     timed = []
     for candidate in candidates:
-        seconds = _warm_up(candidate, problem, plan)
+        seconds = _warm_up(candidate, problem, plan, clock)
         if seconds > plan.budget:
             candidate.samples = [seconds]
         else:
@@ -97,17 +106,17 @@ def time_interleaved(
     for r in range(rounds):
         start = r % len(timed)
         for candidate in timed[start:] + timed[:start]:
-            seconds = _seconds(candidate.run, problem, candidate.calls)
+            seconds = clock(candidate.run, problem, candidate.calls)
             candidate.samples.append(seconds / candidate.calls)
         progress((r + 1) / rounds)
 
 
-def _warm_up(candidate: Timed, problem: Problem, plan: Plan) -> float:
+def _warm_up(candidate: Timed, problem: Problem, plan: Plan, clock: Clock) -> float:
     """Choose the calls of a sample; return the seconds that it takes."""
-    if candidate.first > plan.budget and not candidate.compiles:
+    if candidate.first > plan.budget and not candidate.prepares:
         return candidate.first
-    seconds = _seconds(candidate.run, problem, 1)
+    seconds = clock(candidate.run, problem, 1)
     while seconds < plan.sample:
         candidate.calls = max(2 * candidate.calls, int(candidate.calls * plan.sample / seconds))
-        seconds = _seconds(candidate.run, problem, candidate.calls)
+        seconds = clock(candidate.run, problem, candidate.calls)
     return seconds

@@ -36,6 +36,9 @@ class Workload:
         Above 0, every layer is (n, tokens, width) and each token is a pair of its own.
     n : int, optional
         The one batch size; None where it is free.
+    input_bytes : int
+        Above 0, the layers xs share so many bytes, whatever n and dtype; :meth:`at` sets the
+        widths.
     """
 
     name: str
@@ -46,27 +49,37 @@ class Workload:
     tokens: int = 0
     n: int | None = None
     dtype: torch.dtype = torch.float32
+    input_bytes: int = 0
 
-    def make(self, n: int, seed: int) -> Problem:
-        """The tensors, the same for the same seed."""
-        generator = torch.Generator().manual_seed(seed)
-        shared = torch.randn(n, _SIGNALS, generator=generator)
+    def at(self, n: int, dtype: torch.dtype | None) -> Workload:
+        """The workload at one batch size, with layers of a dtype; None keeps its own."""
+        dtype = self.dtype if dtype is None else dtype
+        target = self.target
+        if self.input_bytes:
+            row_bytes = len(target) * n * dtype.itemsize
+            target = (max(8, self.input_bytes // row_bytes // 8 * 8),) * len(target)
+        return replace(self, target=target, dtype=dtype, n=n)
+
+    def make(self, n: int, seed: int, device: torch.device | None = None) -> Problem:
+        """The tensors, the same for the same seed and device."""
+        generator = torch.Generator(device or "cpu").manual_seed(seed)
+        shared = _normal(generator, n, _SIGNALS)
         xs = [self._layer(shared, d, generator) for d in self.target]
         ys = [self._layer(shared, d, generator) for d in self.guide]
         coefficients = None
         if self.kind == "loss":
             xs = [x.requires_grad_() for x in xs]
         elif self.kind == "apply":
-            a = torch.randn(len(xs), n, n, generator=generator)
+            a = _normal(generator, len(xs), n, n)
             # Without row sums, as CKA's are: then it does not matter which shift is subtracted.
             coefficients = torch.stack([h_center(m + m.mT) for m in a])
         return Problem(xs, ys, coefficients, per_token=self.tokens > 0)
 
     def _layer(self, shared: Tensor, d: int, generator: torch.Generator) -> Tensor:
         shape = (shared.size(0), self.tokens, d) if self.tokens else (shared.size(0), d)
-        own = torch.randn(shared.shape, generator=generator)
-        mixing = torch.randn(2 * _SIGNALS, math.prod(shape[1:]), generator=generator)
-        layer = torch.randn(shape, generator=generator)
+        own = _normal(generator, *shared.shape)
+        mixing = _normal(generator, 2 * _SIGNALS, math.prod(shape[1:]))
+        layer = _normal(generator, *shape)
         layer += (torch.cat([shared, own], dim=1) @ mixing).reshape(shape)
         return layer.to(self.dtype)
 
@@ -74,14 +87,13 @@ class Workload:
         """The work that no implementation can leave out."""
         batch = max(1, self.tokens)
         widths = [*self.target, *self.guide]
+        gram, apply = n * (n + 1) * sum(widths) * batch, 0
         if self.kind == "apply":
-            flop = 2 * n * n * sum(widths)
-        else:
-            flop = n * (n + 1) * sum(widths) * batch
+            gram, apply = 0, 2 * n * n * sum(widths)
         if self.kind == "loss":
-            flop += 2 * n * n * sum(self.target) * batch
-            flop = min(flop, self._flop_in_feature_space(n) * batch)
-        size = torch.finfo(self.dtype).bits // 8
+            apply = 2 * n * n * sum(self.target) * batch
+            gram, apply = min((gram, apply), self._feature_space_flop(n, batch), key=sum)
+        size = self.dtype.itemsize
         inputs = n * sum(widths) * batch * size
         outputs = {
             "loss": n * sum(self.target) * batch * size,
@@ -89,19 +101,19 @@ class Workload:
             "gram": 4 * len(self.target) * n * n,
             "apply": n * sum(self.target) * size + 4 * len(self.target) * n * n,
         }[self.kind]
-        return Work(flop, inputs, inputs + outputs)
+        return Work(gram, apply, inputs, inputs + outputs)
 
     def layer_bytes(self, n: int, *widths: int) -> int:
         """Bytes of layers of these widths in float32."""
         return 4 * n * sum(widths) * max(1, self.tokens)
 
-    def _flop_in_feature_space(self, n: int) -> int:
-        """X^T X, Y^T Y and X^T Y, then Y (Y^T X) and X (X^T X) for the gradient."""
-        flop = 0
+    def _feature_space_flop(self, n: int, batch: int) -> tuple[int, int]:
+        """X^T X, Y^T Y and X^T Y; then Y (Y^T X) and X (X^T X) for the gradient."""
+        products = gradient = 0
         for d, e in zip(self.target, self.guide, strict=True):
-            flop += n * d * (d + 1) + n * e * (e + 1) + 2 * n * d * e
-            flop += 2 * n * e * d + 2 * n * d * d
-        return flop
+            products += n * d * (d + 1) + n * e * (e + 1) + 2 * n * d * e
+            gradient += 2 * n * e * d + 2 * n * d * d
+        return products * batch, gradient * batch
 
     def tiny(self) -> Workload:
         """The same computation at widths that take no time."""
@@ -111,7 +123,12 @@ class Workload:
             guide=tuple(_tiny(d) for d in self.guide),
             tokens=min(self.tokens, 4),
             n=None if self.n is None else 16,
+            input_bytes=min(self.input_bytes, 1 << 16),
         )
+
+
+def _normal(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator, device=generator.device)
 
 
 def _tiny(d: int) -> int:
@@ -122,9 +139,14 @@ def _tiny(d: int) -> int:
 class Work:
     """Least work of a workload; a multiply-add is two FLOP."""
 
-    flop: int
+    gram_flop: int  # of products that contract features (in feature space samples)
+    apply_flop: int  # of the gradient's products
     input_bytes: int
     bytes: int  # inputs read once and results (or gradients, and apply's coefficients) once
+
+    @property
+    def flop(self) -> int:
+        return self.gram_flop + self.apply_flop
 
 
 @dataclass
@@ -149,8 +171,24 @@ class Problem:
 
 
 _FCN = (1024,) * 21
+_SHARES = (0,) * 8
+_GIB = 1 << 30
 
 WORKLOADS = [
+    Workload(
+        "gram-large",
+        "centred Gram matrices of 8 layers of 1 GiB together",
+        "gram",
+        _SHARES,
+        input_bytes=_GIB,
+    ),
+    Workload(
+        "apply-large",
+        "A (X - mean) for 8 layers of 1 GiB together",
+        "apply",
+        _SHARES,
+        input_bytes=_GIB,
+    ),
     Workload("conv-fcn", "loss of 21 layers against 21 wide ones, + gradient", "loss", _FCN, CONV),
     Workload("conv-conv", "loss of 21 wide layers against 21, + gradient", "loss", CONV, CONV),
     Workload("matrix", "debiased CKA of 21 wide layers with each other", "matrix", CONV),

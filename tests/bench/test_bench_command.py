@@ -10,6 +10,8 @@ import torch
 
 import pyguide
 from pyguide.bench import candidates, command, run
+from pyguide.bench.arithmetic import ARITHMETIC
+from pyguide.bench.candidates import CANDIDATES
 from pyguide.bench.plot import speeds
 from pyguide.bench.result import spread
 from pyguide.cli import main
@@ -50,12 +52,14 @@ def test_rows_hold_samples_and_what_follows_from_them(finished):
     ceilings = result["ceilings"]
     # Before the first workload, and after each.
     assert {len(samples) for samples in ceilings["samples"].values()} == {4}
-    assert ceilings["flops"] >= max(ceilings["samples"]["sgemm"])
     for entry in result["workloads"]:
         names = [row["candidate"] for row in entry["rows"]]
         assert names == ["pyguide", "eager", "official"][: len(names)]
+        assert entry["unit"] == "fma"
+        assert entry["ceiling_flops"] >= max(ceilings["samples"]["sgemm"])
         least = max(
-            entry["least_flop"] / ceilings["flops"], entry["least_bytes"] / ceilings["bandwidth"]
+            entry["least_flop"] / entry["ceiling_flops"],
+            entry["least_bytes"] / ceilings["bandwidth"],
         )
         assert entry["ceiling_seconds"] == pytest.approx(least)
         ours = entry["rows"][0]["samples"]
@@ -195,8 +199,12 @@ def test_the_list_names_everything(capsys):
     assert main(["bench", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     named = [line.split()[0] for line in lines]
-    expected = [w.name for w in run.WORKLOADS], [c.name for c in candidates.CANDIDATES]
-    assert named == ["workloads", *expected[0], "candidates", *expected[1]]
+    expected = [w.name for w in run.WORKLOADS], list(ARITHMETIC), [c.name for c in CANDIDATES]
+    assert named == [
+        *("workloads", *expected[0]),
+        *("arithmetic", *expected[1]),
+        *("candidates", *expected[2]),
+    ]
 
 
 def test_a_plot_from_a_file(finished, tmp_path, capsys):
@@ -231,7 +239,7 @@ def test_threads_are_set_for_the_run_alone(tmp_path, threads):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--workloads", "gramm"], "--workloads: no 'gramm'; there are conv-fcn"),
+        (["--workloads", "gramm"], "--workloads: no 'gramm'; there are gram-large"),
         (["--candidates", "eagre"], "--candidates: no 'eagre'; there are pyguide"),
         (["--n", "256", "3"], "--n: expected at least 4, got 3"),
         (["--rounds", "2"], "--rounds: expected at least 3, got 2"),

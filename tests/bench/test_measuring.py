@@ -8,10 +8,12 @@ import pytest
 
 from pyguide import _native
 from pyguide.bench import ceilings, timing
+from pyguide.bench.arithmetic import ARITHMETIC
 from pyguide.bench.candidates import Candidate, candidate
-from pyguide.bench.ceilings import Ceilings
+from pyguide.bench.ceilings import Ceilings, cpu_probes
+from pyguide.bench.device import CPU
 from pyguide.bench.memory import peak_memory
-from pyguide.bench.run import _row
+from pyguide.bench.run import Case, _row
 from pyguide.bench.timing import Plan, Timed, first_call, time_interleaved
 from pyguide.bench.workloads import Workload, workload
 
@@ -40,13 +42,13 @@ def clock(monkeypatch):
     return made
 
 
-def timed(clock, plan, compiles=(), **functions):
+def timed(clock, plan, prepares=(), **functions):
     """Time functions, given the seconds of their calls."""
     made = {}
     for name, seconds in functions.items():
         run = clock.function(name, *seconds)
-        first, _ = first_call(run, None, compiles=False)
-        made[name] = Timed(run, first, compiles=name in compiles)
+        first, _ = first_call(run, None, compiles=False, synchronize=lambda: None)
+        made[name] = Timed(run, first, prepares=name in prepares)
     clock.calls.clear()
     time_interleaved(list(made.values()), None, plan, lambda part: None)
     return made
@@ -72,7 +74,7 @@ def test_a_call_longer_than_the_budget_is_the_only_one(clock):
 
 
 def test_compiling_does_not_count_as_a_call(clock):
-    made = timed(clock, Plan(rounds=4, budget=10), compiles=["c"], c=[50, 1])
+    made = timed(clock, Plan(rounds=4, budget=10), prepares=["c"], c=[50, 1])
     assert made["c"].samples == [1] * 4
     assert made["c"].first == 50
 
@@ -88,11 +90,11 @@ def test_short_calls_are_repeated_within_a_sample(clock):
 
 def test_the_ceiling_is_at_least_sgemm(monkeypatch, threads):
     threads(1)
-    measured = Ceilings(quick=True)
-    measured.measure()
-    measured.measure()
+    measured = Ceilings({})
+    measured.measure(cpu_probes(quick=True))
+    measured.measure(cpu_probes(quick=True))
     assert all(len(samples) == 2 for samples in measured.samples.values())
-    assert measured.flops == max(measured.samples["probe"] + measured.samples["sgemm"]) > 1e9
+    assert measured.flops("fma") == max(measured.samples["probe"] + measured.samples["sgemm"]) > 1e9
     assert measured.bandwidth == max(measured.samples["copy"]) > 1e8
 
     def slow_probe(steps, threads, instruction_set=""):
@@ -100,10 +102,10 @@ def test_the_ceiling_is_at_least_sgemm(monkeypatch, threads):
         return 1.0
 
     monkeypatch.setattr(_native, "fma_peak", slow_probe)
-    low = Ceilings(quick=True)
-    low.measure()
+    low = Ceilings({})
+    low.measure(cpu_probes(quick=True))
     assert max(low.samples["probe"]) < 1e3
-    assert low.flops == max(low.samples["sgemm"])
+    assert low.flops("fma") == max(low.samples["sgemm"])
 
 
 def test_the_probe_is_timed_at_torchs_number_of_threads(monkeypatch, threads):
@@ -123,9 +125,10 @@ def test_the_probe_is_timed_at_torchs_number_of_threads(monkeypatch, threads):
 
 
 def test_the_longer_of_two_limits_is_the_ceiling():
-    rates = Ceilings(quick=True, samples={"probe": [1e9], "sgemm": [2e9], "copy": [1e8]})
-    assert rates.seconds(flop=4e9, bytes=1e7) == 2
-    assert rates.seconds(flop=2e9, bytes=3e8) == 3
+    rates = Ceilings({"probe": [1e9], "sgemm": [2e9], "copy": [1e8], "tf32": [4e9, 3e9]})
+    assert rates.seconds("fma", flop=4e9, bytes=1e7) == 2
+    assert rates.seconds("fma", flop=2e9, bytes=3e8) == 3
+    assert rates.seconds("tf32", flop=4e9, bytes=1e7) == 1
 
 
 # One layer of 64 MiB, of which eager torch makes a centred copy and pyguide does not.
@@ -152,7 +155,8 @@ def test_memory_that_cannot_be_measured_is_said_to_be_missing():
 
 def test_a_candidate_that_needs_more_memory_than_there_is_is_skipped():
     greedy = Candidate("greedy", "", lambda workload: lambda problem: None, lambda w, n: 1 << 60)
-    row = _row(greedy, workload("gram").tiny(), 16)
+    case = Case(workload("gram").tiny(), 16, ARITHMETIC["highest"])
+    row = _row(greedy, case, CPU(quick=True), held=0)
     assert row["status"] == "skipped"
     assert "needs about 1073741824.0 GiB" in row["reason"]
 
