@@ -7,7 +7,7 @@ import torch
 
 import pyguide
 from pyguide import _native
-from pyguide.ops import cka_pairs_and_flags, dispatch
+from pyguide.ops import cka_pairs_and_flags
 
 X = torch.randn(8, 3)
 
@@ -63,17 +63,3 @@ CASES = [
 def test_message(call, error, message) -> None:
     with pytest.raises(error, match=message):
         call()
-
-
-def test_other_devices_use_the_reference_and_warn_once() -> None:
-    # The meta device stands for any device without a native backend.
-    dispatch._warn_no_backend.cache_clear()
-    x = torch.empty(8, 3, device="meta")
-    with pytest.warns(UserWarning, match="no native backend for these 'meta'"):
-        assert pyguide.cka(x, x).device.type == "meta"
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        pyguide.cka(x, x)
-        assert pyguide.gram([x]).shape == (1, 8, 8)
