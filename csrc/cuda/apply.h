@@ -76,7 +76,7 @@ struct Apply {
   }
 
   // A power of two that brings A's entries near 2^15: float16 overflows above, and holds fewer
-  // digits far below.
+  // digits far below. Of what float32 holds, the lower half of tiny entries would be subnormal.
   PYGUIDE_DEVICE static float scale_of(double bound) {
     if (!(bound > 0) || !(bound < HUGE_VAL)) return 1;
     int exponent;
@@ -156,9 +156,7 @@ struct Apply {
 
   PYGUIDE_DEVICE static void run(const Params& p, Shared& shared) {
     const Item item = item_of(p, int(block_index()));
-    // Kinds that do not narrow A ignore the scale.
-    constexpr bool kScaled = sizeof(Sum) == 4 && Kind::kDepth == 16;
-    const float scale = kScaled ? scale_of(p.bounds[item.matrix]) : 1.0f;
+    const float scale = Kind::kScaled ? scale_of(p.bounds[item.matrix]) : 1.0f;
     typename Results::Sums totals;
     Results::clear(totals);
     multiply(p, item, scale, shared, totals);

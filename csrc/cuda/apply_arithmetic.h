@@ -5,6 +5,7 @@
 // A kind has
 //   Element       of X        Coefficient   of A        Sum   what products are summed in
 //   kDepth        samples of one product
+//   kScaled       whether A is multiplied by a power of two that the results are divided by
 //   left          16 rows of A, times `scale`
 //   right         16 columns of X, minus their shift
 //   multiply      c[b] += the 16 x 8 products with columns 8b to 8b + 7
@@ -46,6 +47,7 @@ struct SplitCoefficients {
   using Coefficient = float;
   using Sum = float;
   static constexpr int kDepth = 16;
+  static constexpr bool kScaled = true;
   struct Left {
     uint32_t high[4], low[4];
   };
@@ -139,6 +141,7 @@ struct ApplyTf32 {
   using Coefficient = float;
   using Sum = float;
   static constexpr int kDepth = 8;
+  static constexpr bool kScaled = false;
   struct Left {
     uint32_t word[4];
   };
@@ -173,17 +176,18 @@ struct ApplyTf32x3 {
   using Coefficient = float;
   using Sum = float;
   static constexpr int kDepth = 8;
+  static constexpr bool kScaled = true;
   using Left = Tf32x3Kind::Rows;
   using Right = Tf32x3Kind::Rows;
 
   template <class Slab>
-  PYGUIDE_DEVICE static Left left(const char* slab, int row, int depth, float) {
+  PYGUIDE_DEVICE static Left left(const char* slab, int row, int depth, float scale) {
     uint32_t words[4];
     load_words<Side::kLeft, Slab>(words, slab, row, depth / 4);
     Left a;
     PYGUIDE_UNROLL
     for (int w = 0; w < 4; ++w) {
-      const SplitFloat split = split_tf32(ptx::float_of(words[w]));
+      const SplitFloat split = split_tf32(ptx::float_of(words[w]) * scale);
       a.high[w] = split.high;
       a.low[w] = split.low;
     }
@@ -212,6 +216,7 @@ struct ApplyFloat64 {
   using Coefficient = Coefficient_;
   using Sum = double;
   static constexpr int kDepth = 4;
+  static constexpr bool kScaled = false;
   struct Left {
     double value[2];
   };

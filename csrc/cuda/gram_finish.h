@@ -39,7 +39,7 @@ struct GramFinishParams {
 class Partials {
  public:
   PYGUIDE_DEVICE Partials(const GramFinishParams& p, int64_t matrix)
-      : layer_(p.layer[matrix / p.tokens]), n_(p.n), token_(matrix % p.tokens) {
+      : layer_(p.layer[matrix / p.tokens]), token_(matrix % p.tokens) {
     tiles_ = int((p.n + layer_.side - 1) / layer_.side);
   }
 
@@ -78,7 +78,6 @@ class Partials {
   }
 
   const GramFinishParams::Layer& layer_;
-  int64_t n_;
   int64_t token_;
   int tiles_;
 };

@@ -13,7 +13,6 @@ struct Source {
   int64_t row_stride;
   int64_t col_stride;
   int64_t token_stride;
-  int32_t tokens;
   int32_t copy_bytes;  // 16, 8 or 4: what cp.async may move at once; 0: element by element
 };
 
@@ -39,7 +38,6 @@ inline Source source_of(const MatrixBatch& x) {
           view.row_stride,
           view.col_stride,
           x.stride,
-          int32_t(x.count),
           copy_bytes_for(x)};
 }
 
