@@ -121,6 +121,34 @@ for call in (cuda.device_count, lambda: cuda.open_device(0), lambda: cuda.stat_c
     assert out.splitlines() == ["no CUDA library was opened"] * 3
 
 
+FRESH_PROCESS = """
+import torch
+from pyguide import cuda_library
+from pyguide.ops import cuda, dispatch
+
+def target(device):
+    cuda_library.capability(0)
+    return 0, 0
+
+cuda_library.path = {path!r}
+cuda._target, cuda._memory, dispatch._BACKENDS["cpu"] = target, lambda device: 1 << 40, cuda
+layers = [torch.randn(8, 3), torch.randn(8, 2)]
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "cuda.stats_shape(2, 8)",
+        "torch.ops.pyguide.cka_sample_space(layers, [0], [1], False, False, 0)",
+        "torch.ops.pyguide.gram(layers, True, 0)",
+    ],
+)
+def test_an_operator_opens_the_library_itself(emulated_library, call):
+    """Operators of a program that was exported elsewhere come first in a process."""
+    run(FRESH_PROCESS.format(path=str(emulated_library)) + call)
+
+
 @pytest.mark.nvcc
 @pytest.mark.parametrize(
     ("driver", "message"),

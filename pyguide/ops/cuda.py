@@ -37,6 +37,7 @@ _ROW_MULTIPLE = 32
 
 def stats_shape(matrices: int, n: int) -> tuple[int, ...]:
     """Shape of :attr:`Alignment.stats`."""
+    cuda_library.open_library()  # a graph that was made elsewhere may ask first
     return (matrices, _native.cuda.stat_chunks(int(n)), 2)
 
 
@@ -56,6 +57,7 @@ def alignment(
 ) -> Alignment:
     """Centre each layer's Gram once and align the pairs ``(left[p], right[p])``."""
     n, tokens = layers[0].size(0), token_count(layers, per_token)
+    target = _target(layers[0].device)  # opens the library
     workspace_bytes = _native.cuda.alignment_workspace(len(left), tokens, n)
     stack_bytes = len(layers) * tokens * n * n * result_dtype(layers).itemsize
     centering = CENTER_U if debiased else CENTER_H
@@ -77,7 +79,7 @@ def alignment(
         degenerate.data_ptr(),
         workspace.data_ptr(),
         workspace.numel(),
-        *_target(grams.device),
+        *target,
     )
     return Alignment(values, degenerate, grams, stats)
 
