@@ -131,6 +131,17 @@ def test_a_large_upstream_gradient_meets_half_only_at_the_end(cuda_backend, rela
     assert relative_error(scaled, expected) < TOLERANCE[torch.float16]
 
 
+@pytest.mark.parametrize("scale", [1e-17, 1e17])
+def test_gradients_at_the_ends_of_float32(cuda_backend, relative_error, scale) -> None:
+    # Coefficients near 1e-37 have no digits to spare for the second term that they are split into.
+    x, y = (torch.randn(20, d) * scale for d in (100, 50))
+    x.requires_grad_()
+    (grad,) = torch.autograd.grad(pyguide.cka(x, y), x)
+    exact = x.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(reference.cka(exact, y.double()), exact)
+    assert relative_error(grad, expected) < TOLERANCE[torch.float32]
+
+
 def test_a_negligible_layer_keeps_its_gradient_beside_a_large_one(
     cuda_backend, relative_error
 ) -> None:
@@ -178,6 +189,14 @@ def test_a_step_takes_as_many_launches_for_many_layers_as_for_two(
         _step(xs)
         counts.append(emulator.launches())
     assert counts[0] == counts[1] <= most
+
+
+def test_launches_at_the_most_layers_and_pairs_that_one_takes(emulated, emulator) -> None:
+    layers = [torch.randn(4, 2, requires_grad=True) for _ in range(256)]
+    pairs = [(i % 256, (7 * i + 1) % 256) for i in range(1024)]  # each in two layers' gradients
+    emulator.launches()
+    pyguide.cka_pairs(layers, layers, pairs=pairs).sum().backward()
+    assert emulator.launches() == 5
 
 
 def test_tokens_take_no_more_launches(emulated, emulator) -> None:
