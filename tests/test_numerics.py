@@ -125,6 +125,16 @@ def test_published_failure_of_the_usual_formula(backend) -> None:
     assert abs(failed.item() - exact) > 1e-5
 
 
+def test_float16_that_spreads_over_its_whole_range(backend) -> None:
+    # As far apart as a shifted feature may be: the cka_pairs docstring states the limit.
+    x, y = _features(64, 100, 0.0)
+    x = (x * 1000 + 32000).half()
+    x[17, 3], x[0, 5] = 65504, 0
+    y = y.half()
+    value, _ = cka_pairs_and_flags([x], [y], route="sample")
+    assert abs(value.item() - reference.cka(x.double(), y.double()).item()) < 1e-4
+
+
 @pytest.mark.parametrize("debiased", [False, True])
 def test_one_feature_has_an_outlier(backend, debiased: bool) -> None:
     # The sampled shift is far from the mean of the outlier's feature; the result must not care.

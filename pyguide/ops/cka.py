@@ -293,7 +293,8 @@ def cka_pairs(
         A pair with a degenerate layer (constant features, or for the debiased estimator a
         Gram matrix without off-diagonal signal) is 0 with zero gradient; NaN or infinity in
         an input gives NaN. There is no absolute epsilon, but float32 products of features
-        smaller than about 1e-18 or larger than 1e17 leave its range: rescale those.
+        smaller than about 1e-18 or larger than 1e17 leave its range: rescale those. On GPUs so
+        do float16 features of which two samples lie more than 65504 apart.
 
     Raises
     ------
