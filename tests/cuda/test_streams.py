@@ -66,6 +66,10 @@ def test_layers_on_another_device():
     assert torch.cuda.current_device() == 0
     assert all(x.device == other for x in got)
     torch.testing.assert_close([x.to(DEVICE) for x in got], expected, rtol=1e-6, atol=1e-7)
+    with torch.cuda.device(other):
+        again = step([x.requires_grad_() for x in related(128, 500, 300, device=DEVICE)])
+        assert torch.cuda.current_device() == 1
+    assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
