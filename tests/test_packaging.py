@@ -18,9 +18,14 @@ from pathlib import Path
 import pytest
 
 import pyguide
+from pyguide._native import cuda
 
 ROOT = Path(__file__).resolve().parent.parent
 IN_PLACE = "pip install -c constraints.txt -e '.[test]'"
+NATIVE = f"pyguide/_native{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+# As the installation that is tested; for one architecture only, which takes a third of the time.
+CUDA = {"PYGUIDE_CUDA": "OFF" if cuda.not_built else "ON", "CUDAARCHS": "80-real"}
 PIP = ("-m", "pip", "--disable-pip-version-check")
 
 
@@ -115,14 +120,73 @@ def test_a_missing_compiler_is_named_with_its_package(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [("ON", "no CUDA backend yet"), ("yes", "must be AUTO, ON or OFF, not 'yes'")],
+    [
+        ("ON", "PYGUIDE_CUDA=ON, but /nowhere/nvcc did not compile a program"),
+        ("yes", "must be AUTO, ON or OFF, not 'yes'"),
+    ],
 )
 def test_pyguide_cuda_is_checked(value, message, tmp_path):
     source = copy_of_the_sources(tmp_path / "source")
-    done = run(sys.executable, "setup.py", "build_ext", cwd=source, PYGUIDE_CUDA=value)
+    options = {"PYGUIDE_CUDA": value, "CUDACXX": "/nowhere/nvcc"}
+    done = run(sys.executable, "setup.py", "build_ext", cwd=source, **options)
     assert done.returncode != 0
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def configure(folder: Path, cuda: str, *options: str, **env: str):
+    """Run CMake as far as to decide whether the CUDA library is built."""
+    ninja = shutil.which("ninja", path=sysconfig.get_path("scripts"))
+    options += ("-DPYGUIDE_MODULE=OFF", f"-DPYGUIDE_CUDA={cuda}", f"-DCMAKE_MAKE_PROGRAM={ninja}")
+    return run("cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, *options, cwd=folder, **env)
+
+
+def configure_without_nvcc(folder: Path, cuda: str):
+    """Hide every nvcc of this machine from CMake."""
+    homes = (os.environ.get("CUDA_HOME", "/usr/local/cuda"), "/usr/local/cuda")
+    folders = (*os.environ["PATH"].split(os.pathsep), *(f"{home}/bin" for home in homes))
+    hidden = ";".join(path for path in folders if Path(path, "nvcc").exists())
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or ""
+    return configure(folder, cuda, f"-DCMAKE_IGNORE_PATH={hidden}", CXX=compiler)
+
+
+def test_auto_builds_without_nvcc_and_says_so(tmp_path):
+    done = configure_without_nvcc(tmp_path, "AUTO")
+    assert done.returncode == 0, done.stderr
+    assert "pyguide's CUDA library: no, nvcc was not found when it was built" in done.stdout
+
+
+def test_on_needs_nvcc_and_says_what_to_do(tmp_path):
+    done = configure_without_nvcc(tmp_path, "ON")
+    assert done.returncode != 0
+    message = " ".join(done.stderr.split())
+    assert "PYGUIDE_CUDA=ON, but nvcc was not found" in message
+    assert "Install the CUDA toolkit, version 12.1 or newer" in message
+    assert "or build without it: PYGUIDE_CUDA=OFF" in message
+
+
+def test_auto_builds_with_an_nvcc_that_fails(tmp_path):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\nexit 1\n")
+    nvcc.chmod(0o755)
+    done = configure(tmp_path, "AUTO", CUDACXX=str(nvcc))
+    assert done.returncode == 0, done.stderr
+    assert f"pyguide's CUDA library: no, {nvcc} did not compile a program" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.nvcc
+def test_auto_finds_nvcc(tmp_path):
+    done = configure(tmp_path, "AUTO")
+    assert done.returncode == 0, done.stderr
+    assert "pyguide's CUDA library: yes, for 80, 90a-real" in done.stdout
+
+
+def test_off_does_not_look_for_nvcc(tmp_path):
+    done = configure(tmp_path, "OFF", CUDACXX="/nowhere/nvcc")
+    assert done.returncode == 0, done.stderr
+    assert "pyguide's CUDA library: no, it was built with PYGUIDE_CUDA=OFF" in done.stdout
+    assert "Looking for a CUDA compiler" not in done.stdout
 
 
 def test_weak_symbols_are_found(tmp_path):
@@ -154,7 +218,10 @@ def wheel(sdist, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     (folder / "torch.py").write_text("raise ImportError('the build must not import torch')\n")
     options = ("--no-build-isolation", "--no-deps", "--wheel-dir", folder)
-    succeed(sys.executable, *PIP, "wheel", *options, sdist, cwd=folder, PYTHONPATH=str(folder))
+    succeed(
+        *(sys.executable, *PIP, "wheel", *options, sdist),
+        **{"cwd": folder, "PYTHONPATH": str(folder), **CUDA},
+    )
     (path,) = folder.glob("*.whl")
     return path
 
@@ -187,8 +254,8 @@ def launches(python: Path, root: Path) -> dict[str, tuple[object, ...]]:
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_and_no_other_library(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    libraries = [name for name in names if ".so" in name]
-    assert libraries == [f"pyguide/_native{sysconfig.get_config_var('EXT_SUFFIX')}"]
+    libraries = sorted(name for name in names if ".so" in name)
+    assert libraries == (["pyguide/_cuda.so"] if CUDA["PYGUIDE_CUDA"] == "ON" else []) + [NATIVE]
     assert "pyguide/py.typed" in names
     assert any(name.endswith("LICENSE") for name in names)
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"pyguide"}
@@ -232,9 +299,10 @@ def test_unbuilt_sources_do_not_hide_the_installed_package_silently(launch, inst
 
 @pytest.fixture(scope="module")
 def editable(sdist, wheel, tmp_path_factory) -> tuple[Path, Path]:
-    """A checkout installed in place, and its Python.
+    """A checkout installed in place without CUDA kernels, and its Python.
 
-    Its build folder is left over from another place, by tools that have vanished since.
+    Its build folder is left over from another place, by tools that have vanished since; so is a
+    CUDA library.
     """
     folder = tmp_path_factory.mktemp("editable")
     root = folder / "checkout"
@@ -242,10 +310,12 @@ def editable(sdist, wheel, tmp_path_factory) -> tuple[Path, Path]:
     (cache,) = root.glob("build/cmake-*/CMakeCache.txt")
     tools = r"^((?:CMAKE_MAKE_PROGRAM|CMAKE_COMMAND|pybind11_DIR):\w+=).*$"
     cache.write_text(re.sub(tools, r"\1/vanished", cache.read_text(), flags=re.MULTILINE))
+    (root / "pyguide" / "_cuda.so").touch()
     python = environment(folder / "venv")
     options = ("--no-build-isolation", "--no-deps", "--no-index", "--ignore-installed")
     succeed(
-        *(sys.executable, *PIP, "--python", python, "install", *options, "-e", root), cwd=folder
+        *(sys.executable, *PIP, "--python", python, "install", *options, "-e", root),
+        **{"cwd": folder, "PYGUIDE_CUDA": "OFF"},
     )
     return root, python
 
@@ -263,3 +333,25 @@ def test_an_editable_install_works_elsewhere(editable, tmp_path):
     root, python = editable
     out = succeed(python, "-c", "import pyguide; print(pyguide.__file__)", cwd=tmp_path)
     assert Path(out.strip()).is_relative_to(root)
+
+
+@pytest.mark.slow
+def test_an_install_without_cuda_leaves_no_cuda_library(editable):
+    root, python = editable
+    assert not (root / "pyguide" / "_cuda.so").exists()
+    info = succeed(python, "-m", "pyguide", "info", cwd=root)
+    assert "no CUDA kernels: it was built with PYGUIDE_CUDA=OFF" in info
+
+
+@pytest.mark.slow
+@pytest.mark.nvcc
+def test_an_installed_cuda_library_opens(installed, tmp_path):
+    program = (
+        "from pyguide import cuda_library\n"
+        "from pyguide._native import cuda\n"
+        "cuda.open(cuda_library.path)\n"
+        "print(cuda_library.path, cuda.architectures, cuda.stat_chunks(64) >= 1)\n"
+    )
+    path, *built = succeed(installed, "-c", program, cwd=tmp_path).split()
+    assert Path(path).is_relative_to(installed.parent.parent)
+    assert built == ["80-real", "True"]

@@ -80,7 +80,7 @@ def binary(request, binaries, tmp_path_factory) -> Path:
         assert ninja, "ninja is missing: pip install -e '.[test]'"
         succeed(
             *("cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"),
-            *("-DPYGUIDE_MODULE=OFF", "-DPYGUIDE_TESTS=ON"),
+            *("-DPYGUIDE_MODULE=OFF", "-DPYGUIDE_CUDA=OFF", "-DPYGUIDE_TESTS=ON"),
             f"-DPYGUIDE_SANITIZE={sanitizers}",
             # ThreadSanitizer does not see how libgomp synchronises: it would report each loop.
             f"-DPYGUIDE_THREADS={'std' if variant == 'thread' else 'openmp'}",

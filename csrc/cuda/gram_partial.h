@@ -134,7 +134,9 @@ struct GramPartial {
       ptx::block_barrier("gram: slab complete");
       load(s + kStages - 1);
       const auto next = read_shift(s + 1);
-      multiply_slab(stage(s), stage(s) + (kPanels - 1) * Slab::kBytes, shared.shift[s % 2], sums);
+      if (kPanels == 2 || !Results::above_diagonal()) {
+        multiply_slab(stage(s), stage(s) + (kPanels - 1) * Slab::kBytes, shared.shift[s % 2], sums);
+      }
       next.write(shift_of(s + 1));
       if (!kInDouble && (s + 1) % kChain == 0) Results::drain(sums, totals);
     }

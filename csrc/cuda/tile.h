@@ -22,6 +22,10 @@ struct Tile {
   PYGUIDE_DEVICE static int first_row() { return warp_index() % 2 * kWarpRows; }
   PYGUIDE_DEVICE static int first_col() { return warp_index() / 2 * kWarpCols; }
 
+  // Whether all results of this warp lie above the diagonal, a quarter of the warps: nobody needs
+  // them where the tile is symmetric.
+  PYGUIDE_DEVICE static bool above_diagonal() { return first_col() >= first_row() + kWarpRows; }
+
   PYGUIDE_DEVICE static void clear(Sums& sums) {
     each([&](int i, int j, int h, int v) { sums[i][j][h][v] = 0; });
   }
