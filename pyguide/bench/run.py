@@ -213,24 +213,29 @@ def _entry(case: Case, device: CPU) -> dict[str, Any]:
 
 def _rows(case: Case, options: Options, device: CPU) -> dict[str, dict[str, Any]]:
     """Rows that say which candidates can run."""
-    rows: dict[str, dict[str, Any]] = {}
-    held = 0
-    for c in candidates_of(case.load, list(options.candidates), device.torch_device.type):
-        rows[c.name] = _row(c, case, device, held)
-        if c.graph and rows[c.name]["status"] == "timed":
-            held += c.extra_bytes(case.load, case.n)  # kept between its replays
-    return rows
+    load, n = case.load, case.n
+    chosen = candidates_of(load, list(options.candidates), device.torch_device.type)
+    free = device.free_bytes()
+    rows = {c.name: _row(c, case, free) for c in chosen if not c.graph}
+    # Graphs keep their memory between replays: they run where it fits beside all others'.
+    timed = [c for c in chosen if rows.get(c.name, {}).get("status") == "timed"]
+    beside = max((c.extra_bytes(load, n) for c in timed), default=0)
+    for c in chosen:
+        if c.graph:
+            rows[c.name] = _row(c, case, free, beside)
+            if rows[c.name]["status"] == "timed":
+                beside += c.extra_bytes(load, n)
+    return {c.name: rows[c.name] for c in chosen}
 
 
-def _row(c: Candidate, case: Case, device: CPU, held: int) -> dict[str, Any]:
+def _row(c: Candidate, case: Case, free: int | None, beside: int = 0) -> dict[str, Any]:
     missing = c.missing()
     if missing is not None:
         return {"candidate": c.name, "status": "missing", "reason": missing}
     # The check holds the exact gradient beside the candidate's.
     load, n = case.load, case.n
     need = load.least_work(n).input_bytes + load.layer_bytes(n, *load.target)
-    need += c.extra_bytes(load, n) + held
-    free = device.free_bytes()
+    need += c.extra_bytes(load, n) + beside
     if free is not None and need > free:
         reason = f"needs about {need / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are free"
         return {"candidate": c.name, "status": "skipped", "reason": reason}
