@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from pyguide import cuda_library
 from pyguide.bench import run as run_module
 from pyguide.bench.aims import AIMS, aims_table, reached
 from pyguide.bench.arithmetic import ARITHMETIC
@@ -221,6 +222,13 @@ def test_a_device_that_is_missing_is_named(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["bench", "--device", "cuda"]) == 2
     assert "--device cuda: torch finds no CUDA device" in capsys.readouterr().err
+
+
+def test_a_device_without_pyguides_kernels_is_not_measured(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda_library, "why_missing", lambda: "pyguide has no CUDA kernels")
+    assert main(["bench", "--device", "cuda"]) == 2
+    assert "--device cuda: pyguide has no CUDA kernels" in capsys.readouterr().err
 
 
 def test_only_gpus_capture_graphs():
