@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from pyguide import cuda_library
-from pyguide.bench import run as run_module
+from pyguide.bench import case as case_module
 from pyguide.bench.aims import AIMS, aims_table, reached
 from pyguide.bench.arithmetic import ARITHMETIC
 from pyguide.bench.candidates import CANDIDATES, candidate, candidates_of
 from pyguide.bench.check import errors, exact
 from pyguide.bench.cuda import CUDA, unit_work
 from pyguide.bench.device import CPU, DEVICES, UnitWork, device_named
+from pyguide.bench.options import Options
 from pyguide.bench.plot import speeds
-from pyguide.bench.run import Options, run
+from pyguide.bench.run import run
 from pyguide.bench.workloads import WORKLOADS, Work, workload
 from pyguide.cli import main
 
@@ -51,7 +52,7 @@ class Pretended(CPU):
 @pytest.fixture
 def pretended(monkeypatch):
     monkeypatch.setitem(DEVICES, "pretended", Pretended)
-    monkeypatch.setattr(run_module, "_LONGEST_HOST_CALL", 2.5)
+    monkeypatch.setattr(case_module, "_LONGEST_HOST_CALL", 2.5)
 
 
 PRETENDED = [
@@ -185,6 +186,20 @@ def test_every_aim_is_about_some_workload_of_the_gpu_run():
         for cache in ("warm", "cold")
     ]
     assert all(any(aim.applies(e) for e in made) for aim in AIMS)
+
+
+def test_a_case_without_enough_memory_is_left_out(pretended, tmp_path, monkeypatch, capsys):
+    def run_out(*arguments):
+        raise torch.OutOfMemoryError("no memory left\nfor details see below")
+
+    monkeypatch.setattr(case_module, "time_interleaved", run_out)
+    out = tmp_path / "out.json"
+    assert main([*PRETENDED, "small-pair", "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert result["finished"] and len(result["workloads"]) == 4
+    rows = [row for entry in result["workloads"] for row in entry["rows"]]
+    assert {(row["status"], row["reason"]) for row in rows} == {("failed", "no memory left")}
+    assert "pyguide: failed: no memory left" in capsys.readouterr().out
 
 
 def test_a_wrong_row_reaches_no_aim():

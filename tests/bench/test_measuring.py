@@ -11,10 +11,11 @@ from pyguide import _native
 from pyguide.bench import ceilings, timing
 from pyguide.bench.arithmetic import ARITHMETIC
 from pyguide.bench.candidates import CANDIDATES, Candidate, candidate
+from pyguide.bench.case import _row, _rows
 from pyguide.bench.ceilings import Ceilings, cpu_probes
 from pyguide.bench.device import CPU
 from pyguide.bench.memory import peak_memory
-from pyguide.bench.run import Case, Options, _row, _rows
+from pyguide.bench.options import Case, Options
 from pyguide.bench.timing import Plan, Timed, first_call, time_interleaved
 from pyguide.bench.workloads import Workload, workload
 
