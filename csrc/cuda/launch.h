@@ -19,7 +19,7 @@ const char* launch(int64_t blocks, const typename Kernel::Params& params, void*)
 
 template <class Kernel>
 const char* prepare() {
-  return nullptr;
+  return emulator::prepare<Kernel>();
 }
 
 #else

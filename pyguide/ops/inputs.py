@@ -28,7 +28,8 @@ def check_layers(
     ``groups`` holds (argument name, layers); a name that ends in ``[]`` gets each layer's
     index, so that a message can say ``xs[3]``.
     """
-    first: Tensor | None = None
+    first_name: str | None = None
+    n, device = 0, torch.device("cpu")
     for argument, layers in groups:
         if isinstance(layers, Tensor) or not isinstance(layers, Sequence):
             raise TypeError(
@@ -36,25 +37,40 @@ def check_layers(
                 f"got {type(layers).__name__}"
             )
         for index, x in enumerate(layers):
+            if first_name is not None and _can_join(x, n, device):
+                continue
             _check_layer(argument, index, x)
-            if first is None:
-                first, first_name = x, _name(argument, index)
-            n, device = x.size(0), x.device
-            if n < min_samples:
+            if first_name is None:
+                first_name, n, device = _name(argument, index), x.size(0), x.device
+            if x.size(0) < min_samples:
                 raise ValueError(
                     f"{_name(argument, index)} needs at least {min_samples} samples{why}, "
                     f"got shape {tuple(x.shape)}"
                 )
-            if n != first.size(0):
+            if x.size(0) != n:
                 raise ValueError(
                     f"all layers need the same number of samples: {first_name} has "
-                    f"{first.size(0)}, {_name(argument, index)} has {n} (shape {tuple(x.shape)})"
+                    f"{n}, {_name(argument, index)} has {x.size(0)} (shape {tuple(x.shape)})"
                 )
-            if device != first.device:
+            if x.device != device:
                 raise ValueError(
-                    f"all layers must be on one device: {first_name} is on {first.device}, "
-                    f"{_name(argument, index)} is on {device}"
+                    f"all layers must be on one device: {first_name} is on {device}, "
+                    f"{_name(argument, index)} is on {x.device}"
                 )
+
+
+def _can_join(x: Tensor, n: int, device: torch.device) -> bool:
+    """Whether x passes every check beside a layer that has: in few calls, for long lists."""
+    return (
+        isinstance(x, Tensor)
+        and x.layout is torch.strided
+        and not x.is_nested
+        and x.dtype in DTYPE_CODES
+        and x.device == device
+        and x.dim() > 0
+        and x.shape[0] == n
+        and x.numel() > 0
+    )
 
 
 def check_tokens(groups: Iterable[tuple[str, Sequence[Tensor]]]) -> None:

@@ -25,8 +25,8 @@ class Part(NamedTuple):
     positions: list[int]  # where each pair stood in the list that was split
 
 
-def _connected_sets(count: int, pairs: list[tuple[int, int]]) -> list[int]:
-    """The representative of each layer's connected set."""
+def _connected_sets(count: int, pairs: list[tuple[int, int]]) -> list[tuple[list[int], list[int]]]:
+    """The layers of each connected set, and the positions of its pairs."""
     parent = list(range(count))
 
     def find(i: int) -> int:
@@ -38,7 +38,12 @@ def _connected_sets(count: int, pairs: list[tuple[int, int]]) -> list[int]:
         a, b = find(i), find(j)
         if a != b:
             parent[max(a, b)] = min(a, b)
-    return [find(i) for i in range(count)]
+    sets: dict[int, tuple[list[int], list[int]]] = {}
+    for i in range(count):
+        sets.setdefault(find(i), ([], []))[0].append(i)
+    for p, (i, _) in enumerate(pairs):
+        sets[find(i)][1].append(p)
+    return list(sets.values())
 
 
 def multiply_adds(
@@ -72,9 +77,10 @@ def _feature_space_is_less(
     layers: list[Tensor], pairs: list[tuple[int, int]], debiased: bool, tokens: int
 ) -> bool:
     sample = sum(multiply_adds(layers, pairs, debiased, False, tokens))
-    feature = sum(multiply_adds(layers, pairs, debiased, True, tokens))
+    if sample <= _SMALL:
+        return False
     # Under torch.compile a comparison of symbolic sizes becomes a bool by being branched on.
-    if sample > _SMALL and feature < sample:  # noqa: SIM103
+    if sum(multiply_adds(layers, pairs, debiased, True, tokens)) < sample:  # noqa: SIM103
         return True
     return False
 
@@ -98,23 +104,28 @@ def split_by_route(
     n = layers[0].size(0)
     if all(x.numel() >= n * n * tokens for x in layers):  # d >= n: the Gram matrix is the smaller
         return [Part(False, everything, pairs, list(range(len(pairs))))]
-    roots = _connected_sets(len(layers), pairs)
-    in_feature_space: dict[int, bool] = {}
-    for root in set(roots):
-        part = _part(False, [i for i in everything if roots[i] == root], pairs)
-        in_feature_space[root] = _feature_space_is_less(
-            [layers[i] for i in part.layers], part.pairs, debiased, tokens
-        )
-    parts = [
-        _part(choice, [i for i in everything if in_feature_space[roots[i]] == choice], pairs)
-        for choice in (False, True)
-    ]
-    return [part for part in parts if part.pairs]
+    in_feature_space = [False] * len(layers)
+    for members, inside in _connected_sets(len(layers), pairs):
+        part = _part(False, members, inside, pairs)
+        choice = _feature_space_is_less([layers[i] for i in members], part.pairs, debiased, tokens)
+        for i in members:
+            in_feature_space[i] = choice
+    parts = []
+    for choice in (False, True):
+        members = [i for i in everything if in_feature_space[i] == choice]
+        inside = [p for p, (i, _) in enumerate(pairs) if in_feature_space[i] == choice]
+        if inside:
+            parts.append(_part(choice, members, inside, pairs))
+    return parts
 
 
-def _part(in_feature_space: bool, members: list[int], pairs: list[tuple[int, int]]) -> Part:
-    """The pairs among ``members``, renumbered. A pair is inside or outside as a whole."""
+def _part(
+    in_feature_space: bool,
+    members: list[int],
+    positions: list[int],
+    pairs: list[tuple[int, int]],
+) -> Part:
+    """The pairs at these positions, which are among ``members``, renumbered."""
     local = {i: k for k, i in enumerate(members)}
-    positions = [p for p, (i, _) in enumerate(pairs) if i in local]
     renumbered = [(local[pairs[p][0]], local[pairs[p][1]]) for p in positions]
     return Part(in_feature_space, members, renumbered, positions)

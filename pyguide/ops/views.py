@@ -46,9 +46,15 @@ def _collapse(x: Tensor, first_axis: int) -> _Collapsed | None:
 
 
 def _matrix(x: Tensor, per_token: bool) -> MatrixView | None:
-    """The view of an (n, d) matrix, for which nothing needs collapsing; None for others."""
+    """The view of a layer for which nothing needs collapsing; None for others."""
+    if per_token:
+        return None
+    if x.is_contiguous():
+        n = x.shape[0]
+        cols = x.numel() // n
+        return (x.data_ptr(), DTYPE_CODES[x.dtype], n, cols, cols, 1, 1, 0)
     shape, strides = x.shape, x.stride()
-    if len(shape) != 2 or strides[1] == 0 or per_token:
+    if len(shape) != 2 or strides[1] == 0:
         return None
     return (x.data_ptr(), DTYPE_CODES[x.dtype], shape[0], shape[1], strides[0], strides[1], 1, 0)
 
@@ -116,9 +122,10 @@ def _matched_views(
     x: Tensor, out: Tensor, per_token: bool
 ) -> tuple[MatrixView, MatrixView, Tensor, Tensor]:
     """Views of x and out with the features in the same order, and the tensors that own them."""
-    x_matrix, out_matrix = _matrix(x, per_token), _matrix(out, per_token)
-    if x_matrix is not None and out_matrix is not None:
-        return x_matrix, out_matrix, x, out
+    if x.stride() == out.stride():
+        x_view, owner = view_of(x, per_token)
+        if owner is x:
+            return x_view, (out.data_ptr(), *x_view[1:]), x, out
     x_found, out_found = _collapsed_view(x, per_token), _collapsed_view(out, per_token)
     if x_found and out_found and x_found[1] == out_found[1]:
         return x_found[0], out_found[0], x, out

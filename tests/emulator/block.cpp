@@ -32,10 +32,10 @@ void Block::prepare(const Launch& launch) {
   warps_.assign(launch.threads / kWarpLanes, Warp{});
   ready_warps_.clear();
   for (int i = 0; i < launch.threads; ++i) {
-    threads_[i].fiber.start(stacks_[i], FiberStacks::kBytes - i % 32 * 576, run_thread);
+    threads_[i].fiber.start(stacks_[i], FiberStacks::bytes(i), run_thread);
     threads_[i].queue = CopyQueue{};
-    make_ready(i);
   }
+  make_all_ready();
   barrier_site_ = nullptr;
   at_barrier_ = finished_ = 0;
   failure_.clear();
@@ -72,13 +72,19 @@ void Block::finish_thread() {
   if (++finished_ < int(threads_.size())) position.thread = next();
 }
 
-void Block::make_ready(int thread) {
-  Warp& warp = warps_[thread / kWarpLanes];
-  threads_[thread].waits_at = nullptr;
-  warp.ready[warp.ready_count++] = thread % kWarpLanes;
-  if (warp.ready_count > 1) return;
+void Block::make_ready(int index, int except) {
+  Warp& warp = warps_[index];
+  warp.ready_count = 0;
+  for (int lane = 0; lane < kWarpLanes; ++lane) {
+    warp.ready[warp.ready_count] = lane;
+    warp.ready_count += lane != except;
+  }
   warp.listed_at = int(ready_warps_.size());
-  ready_warps_.push_back(thread / kWarpLanes);
+  ready_warps_.push_back(index);
+}
+
+void Block::make_all_ready() {
+  for (int i = 0; i < int(warps_.size()); ++i) make_ready(i);
 }
 
 void Block::choose_warp() { warp_ = ready_warps_[scaled(random(), int(ready_warps_.size()))]; }
@@ -100,12 +106,10 @@ int Block::next() {
   return warp_ * kWarpLanes + lane;
 }
 
-void Block::suspend(const char* at) {
+void Block::suspend() {
   const int self = position.thread;
-  threads_[self].waits_at = at;
   position.thread = next();
   if (position.thread != self) thread().fiber.resume(threads_[self].fiber);
-  threads_[self].waits_at = nullptr;
 }
 
 void Block::barrier(const char* site) {
@@ -116,10 +120,10 @@ void Block::barrier(const char* site) {
   barrier_site_ = site;
   if (++at_barrier_ == int(threads_.size())) {
     at_barrier_ = 0;
-    for (int i = 0; i < int(threads_.size()); ++i) make_ready(i);
+    make_all_ready();
     choose_warp();
   }
-  suspend(site);
+  suspend();
 }
 
 void Block::arrive(const Collective& operation, void* arguments) {
@@ -129,23 +133,22 @@ void Block::arrive(const Collective& operation, void* arguments) {
          " while others wait at " + warp.operation->name);
   }
   warp.operation = &operation;
-  warp.arguments[position.thread % kWarpLanes] = arguments;
-  if (++warp.arrived < kWarpLanes) return suspend(operation.name);
+  const int lane = position.thread % kWarpLanes;
+  warp.arguments[lane] = arguments;
+  if (++warp.arrived < kWarpLanes) return suspend();
   warp.arrived = 0;
   operation.run(warp.arguments);
-  const int first = warp_ * kWarpLanes;
-  for (int i = first; i < first + kWarpLanes; ++i) {
-    if (i != position.thread) make_ready(i);
-  }
+  make_ready(warp_, lane);
 }
 
 std::string Block::deadlock() const {
   std::map<std::string, int> waiting;
-  for (const Thread& thread : threads_) {
-    if (thread.waits_at) ++waiting[thread.waits_at];
+  for (const Warp& warp : warps_) {
+    if (warp.arrived > 0) waiting[warp.operation->name] += warp.arrived;
   }
+  if (at_barrier_ > 0) waiting[barrier_site_] = at_barrier_;
   std::string text = "divergent threads: nobody can go on, " + std::to_string(finished_) +
-                     " threads have finished";
+                     " have finished";
   for (const auto& [at, count] : waiting) {
     text += ", " + std::to_string(count) + " wait at '" + at + "'";
   }

@@ -30,7 +30,6 @@ struct CopyQueue {
 struct Thread {
   Fiber fiber;
   CopyQueue queue;
-  const char* waits_at = nullptr;  // nullptr: it may run, or has finished
 };
 
 struct Warp {
@@ -65,10 +64,11 @@ class Block {
   static void run_thread();
   void finish_thread();
   void prepare(const Launch& launch);
-  void make_ready(int thread);
+  void make_ready(int warp, int except = -1);
+  void make_all_ready();
   void choose_warp();
   int next();
-  void suspend(const char* at);
+  void suspend();
   std::string deadlock() const;
 
   const Launch* launch_ = nullptr;

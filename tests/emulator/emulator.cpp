@@ -34,6 +34,7 @@ std::vector<int64_t> shuffled(int64_t count) {
 }
 
 std::string failure_of(const Launch& launch) {
+  if (!launch.prepared) return "the kernel was not prepared: a GPU may lack its shared memory";
   if (launch.blocks < 1 || launch.blocks > INT32_MAX) {
     return "a grid has 1 to 2^31 - 1 blocks, not " + std::to_string(launch.blocks);
   }

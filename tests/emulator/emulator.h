@@ -20,6 +20,7 @@ constexpr int kWarpLanes = 32;
 
 struct Launch {
   const char* kernel;  // typeid's name
+  bool prepared;
   int64_t blocks;
   int threads;
   int64_t shared_bytes;
@@ -30,6 +31,15 @@ struct Launch {
 // Runs the blocks one after another, in random order. Returns nullptr, or what went wrong, which
 // stays valid until the thread's next launch.
 const char* run(const Launch& launch);
+
+template <class Kernel>
+inline bool is_prepared = false;
+
+template <class Kernel>
+const char* prepare() {
+  is_prepared<Kernel> = true;
+  return nullptr;
+}
 
 template <class Kernel>
 const char* launch(int64_t blocks, const typename Kernel::Params& params) {
@@ -44,8 +54,8 @@ const char* launch(int64_t blocks, const typename Kernel::Params& params) {
   const auto body = [](const void* params, void* shared) {
     Kernel::run(*static_cast<const Params*>(params), *static_cast<Shared*>(shared));
   };
-  return run({typeid(Kernel).name(), blocks, Kernel::kThreads, int64_t(sizeof(Shared)), body,
-              &params});
+  return run({typeid(Kernel).name(), is_prepared<Kernel>, blocks, Kernel::kThreads,
+              int64_t(sizeof(Shared)), body, &params});
 }
 
 // The running thread's coordinates.

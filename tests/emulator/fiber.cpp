@@ -57,8 +57,6 @@ size_t page_bytes() {
   return bytes;
 }
 
-size_t step() { return FiberStacks::kBytes + page_bytes(); }
-
 }  // namespace
 
 void Fiber::start(void* stack, size_t bytes, void (*entry)()) {
@@ -67,7 +65,8 @@ void Fiber::start(void* stack, size_t bytes, void (*entry)()) {
   bytes_ = bytes;
   fake_stack_ = nullptr;
 #ifdef __SANITIZE_ADDRESS__
-  __asan_unpoison_memory_region(stack, bytes);  // frames of the last run were left, not returned from
+  // Frames of the last run were left, not returned from.
+  __asan_unpoison_memory_region(stack, bytes);
 #endif
 #ifdef PYGUIDE_FIBER_UCONTEXT
   getcontext(&context_);
@@ -118,6 +117,8 @@ void Fiber::resume_after_end_of(Fiber& from) {
   switch_from(from, nullptr);
   std::abort();
 }
+
+size_t FiberStacks::step() { return kBytes + page_bytes(); }
 
 FiberStacks::~FiberStacks() {
   if (memory_) munmap(memory_, count_ * step());

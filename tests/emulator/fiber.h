@@ -38,11 +38,9 @@ class Fiber {
 #endif
 };
 
-// Stacks of one size, each with an inaccessible page below it.
+// Stacks, each with an inaccessible page below it.
 class FiberStacks {
  public:
-  static constexpr size_t kBytes = 128 * 1024;
-
   FiberStacks() = default;
   FiberStacks(const FiberStacks&) = delete;
   FiberStacks& operator=(const FiberStacks&) = delete;
@@ -51,7 +49,13 @@ class FiberStacks {
   void reserve(int count);
   void* operator[](int i) const;
 
+  // They end at different offsets, so that the frames in use do not compete for cache sets.
+  static constexpr size_t bytes(int i) { return kBytes - i % 32 * 576; }
+
  private:
+  static constexpr size_t kBytes = 128 * 1024;
+  static size_t step();  // from one stack to the next
+
   char* memory_ = nullptr;
   int count_ = 0;
 };

@@ -8,15 +8,21 @@
 #include "cuda/launch.h"
 
 template <class Kernel>
+const char* failure_of(const typename Kernel::Params& params, int64_t blocks) {
+  pyguide::cuda::prepare<Kernel>();
+  return pyguide::cuda::launch<Kernel>(blocks, params, nullptr);
+}
+
+template <class Kernel>
 void succeed(const typename Kernel::Params& params, int64_t blocks = 1) {
-  const char* failure = pyguide::cuda::launch<Kernel>(blocks, params, nullptr);
+  const char* failure = failure_of<Kernel>(params, blocks);
   CHECK(!failure, failure);
 }
 
 template <class Kernel>
 void fail_with(const std::string& words, const typename Kernel::Params& params,
                int64_t blocks = 1) {
-  const char* failure = pyguide::cuda::launch<Kernel>(blocks, params, nullptr);
+  const char* failure = failure_of<Kernel>(params, blocks);
   CHECK(failure, "expected: " << words);
   CHECK(std::string(failure).find(words) != std::string::npos, failure << "\nexpected: " << words);
 }

@@ -23,9 +23,13 @@ constexpr pyguide::cuda::Target kTarget{0, nullptr};
 constexpr int64_t kSamples[] = {4, 31, 64, 65, 128, 129, 260};
 constexpr int64_t kWidths[] = {1, 7, 33, 130};
 
-const pyguide::cuda::Api& api() { return *pyguide_cuda_api(); }
-
 void succeed(const char* failure) { CHECK(!failure, failure); }
+
+const pyguide::cuda::Api& api() {
+  static const char* failure = pyguide_cuda_api()->open_device(0);
+  succeed(failure);
+  return *pyguide_cuda_api();
+}
 
 class Buffer {
  public:

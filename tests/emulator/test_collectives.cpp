@@ -66,7 +66,9 @@ struct LoadMatrices {
   };
   static constexpr int kThreads = 32, kBlocksPerSm = 1;
   static void run(const Params& params, Shared& shared) {
-    for (int i = lane_index(); i < 256; i += 32) shared.matrix[i / 64][i / 8 % 8][i % 8] = uint16_t(i);
+    for (int i = lane_index(); i < 256; i += 32) {
+      shared.matrix[i / 64][i / 8 % 8][i % 8] = uint16_t(i);
+    }
     ptx::block_barrier("filled");
     const void* row = shared.matrix[lane_index() / 8][lane_index() % 8];
     if (params.transposed) {

@@ -195,6 +195,10 @@ struct LoadRow : OneWarp {
   }
 };
 
+struct Unprepared : OneWarp {
+  static void run(const Params&, Shared&) {}
+};
+
 struct Overrun : OneWarp {
   static void run(const Params&, Shared& shared) {
     volatile char* past = shared.bytes + sizeof(Shared) + thread_index();
@@ -239,12 +243,12 @@ TEST(deleted_wait_shows) {
 
 TEST(divergent_barriers) {
   fail_with<TwoBarriers>("divergent barrier", {kGlobal});
-  fail_with<BarrierAfterExit>("1 threads have finished, 63 wait at 'all but one'", {kGlobal});
+  fail_with<BarrierAfterExit>("1 have finished, 63 wait at 'all but one'", {kGlobal});
   fail_with<BarrierInPartOfAWarp>("16 wait at 'half', 16 wait at 'shuffle_xor'", {kGlobal});
 }
 
 TEST(partial_warps) {
-  fail_with<PartialWarp>("1 threads have finished, 31 wait at 'shuffle_xor'", {kGlobal});
+  fail_with<PartialWarp>("1 have finished, 31 wait at 'shuffle_xor'", {kGlobal});
   fail_with<TwoOperations>("divergent warp", {kGlobal});
   fail_with<WideShuffle>("mask 32 is not a lane's", {kGlobal});
 }
@@ -276,8 +280,12 @@ TEST(wrong_grids) {
 }
 
 TEST(failures_name_the_place) {
-  const char* failure = launch<TwoOperations>(1, {kGlobal}, nullptr);
-  CHECK(std::strstr(failure, "TwoOperations, block 0, thread "), failure);
+  fail_with<TwoOperations>("TwoOperations, block 0, thread ", {kGlobal});
+}
+
+TEST(kernels_are_prepared_before_they_start) {
+  const char* failure = launch<Unprepared>(1, {kGlobal}, nullptr);
+  CHECK(std::strstr(failure, "Unprepared, the kernel was not prepared"), failure);
 }
 
 // For AddressSanitizer, and for the page below a fiber's stack.
