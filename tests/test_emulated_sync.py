@@ -16,7 +16,8 @@ from pyguide.ops.contract import PRECISIONS
 
 KERNELS = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
 SITE = re.compile(r'(?:block_barrier|wait_for_copies<[^>]*>)\(\s*"([^"]+)"')
-SITES = sorted({site for file in KERNELS.glob("*.*") for site in SITE.findall(file.read_text())})
+SITES = sorted(site for file in KERNELS.glob("*.*") for site in SITE.findall(file.read_text()))
+CALL = re.compile(r"(?:block_barrier|wait_for_copies<[^>]*>)\(")
 SEEDS = range(5)
 MEDIUM = PRECISIONS.index("medium")
 
@@ -89,8 +90,12 @@ def shows(work: Work, emulator, site: str) -> bool:
     return False
 
 
+def test_every_barrier_and_wait_has_its_own_name() -> None:
+    calls = [call for file in KERNELS.glob("*.*") for call in CALL.findall(file.read_text())]
+    assert len(calls) == len(SITES) == len(set(SITES)) > 0
+
+
 def test_the_workload_reaches_every_site(emulator) -> None:
-    assert SITES
     assert set().union(*(sites_of(work, emulator) for work in WORKLOAD)) == set(SITES)
 
 
