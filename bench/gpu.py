@@ -24,7 +24,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = ROOT / "tests" / "cuda" / "sanitizer_cases.py"
@@ -84,24 +84,34 @@ class Site:
         with self.log.open("a+") as log:
             print(f"== {name}:", *words, file=log, flush=True)
             output_starts = log.tell()
+            code = self._wait(words, log, limit, self.environment | environment)
+            log.seek(output_starts)
+            output = log.read()
+        detail = {} if code == 0 else {"exit code": code}
+        return Stage(name, code == 0, time.monotonic() - start, detail, output)
+
+    def _wait(
+        self, words: list[str], log: TextIO, limit: float, environment: dict[str, str]
+    ) -> int | str:
+        """The exit code, or what became of the command instead."""
+        try:
             process = subprocess.Popen(
                 words,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,  # not the checkout, whose pyguide may have no native module
-                env=self.environment | environment,
+                env=environment,
                 start_new_session=True,
             )
-            try:
-                code: int | None = process.wait(timeout=max(1.0, limit))
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                code = None
-            log.seek(output_starts)
-            output = log.read()
-        detail = {} if code == 0 else {"exit code": "stopped, too slow" if code is None else code}
-        return Stage(name, code == 0, time.monotonic() - start, detail, output)
+        except OSError as error:
+            print(error, file=log, flush=True)
+            return "not started"
+        try:
+            return process.wait(timeout=max(1.0, limit))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return "stopped, too slow"
 
     def call(self, *command: object) -> int:
         """Run a command whose output is the user's; return its exit code."""
