@@ -28,14 +28,14 @@ Install Python's development headers and try again:
     Debian, Ubuntu   apt install python3-dev
     Fedora, RHEL     dnf install python3-devel"""
 
+NO_TOOL = """pyguide's build needs {name}, and it is not installed in this environment:
+    pip install cmake ninja pybind11 setuptools
+or leave out --no-build-isolation, and pip installs it for the build."""
+
 CUDA_LIBRARY = "_cuda.so"
 
 # What decides whether and how CUDA kernels are built; CUDAARCHS is CMake's own.
 CUDA_VARIABLES = ("PYGUIDE_CUDA", "CUDACXX", "CUDAHOSTCXX", "CUDA_HOME", "CUDAARCHS")
-
-NO_TOOL = """pyguide's build needs {name}, and it is not installed in this environment:
-    pip install cmake ninja pybind11 setuptools
-or leave out --no-build-isolation, and pip installs it for the build."""
 
 
 def find_tool(name: str) -> str:

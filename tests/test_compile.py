@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._inductor.config
 
 import pyguide
 from pyguide.ops import feature_space, sample_space
@@ -13,7 +14,9 @@ from pyguide.ops.contract import HIGHEST
 @pytest.fixture(autouse=True)
 def _fresh_dynamo():
     torch._dynamo.reset()
-    yield
+    # A graph that was compiled for other shapes of an operator's results is not found by mistake.
+    with torch._inductor.config.patch(force_disable_caches=True):
+        yield
     torch._dynamo.reset()
 
 

@@ -237,7 +237,7 @@ def test_too_little_memory_raises_before_any_launch(emulated, emulator, monkeypa
     x = torch.randn(64, 30, requires_grad=True)
     layers = [x, torch.randn(64, 40), torch.randn(64, 50)]
     grams = 3 * 4 * 64 * 64
-    value = pyguide.cka_matrix(layers).sum()
+    value, gram = pyguide.cka_matrix(layers).sum(), pyguide.gram(layers).sum()
     monkeypatch.setattr(cuda, "_memory", lambda device: 2 * grams)  # half of it is not enough
     emulator.launches()
     with pytest.raises(torch.OutOfMemoryError, match=r"needs \d+ bytes .* fewer layers a call"):
@@ -245,6 +245,8 @@ def test_too_little_memory_raises_before_any_launch(emulated, emulator, monkeypa
     monkeypatch.setattr(cuda, "_memory", lambda device: 1)
     with pytest.raises(torch.OutOfMemoryError, match="smaller batch"):
         value.backward()
+    with pytest.raises(torch.OutOfMemoryError):
+        gram.backward()
     with pytest.raises(torch.OutOfMemoryError):
         pyguide.gram(layers)
     assert emulator.launches() == 0

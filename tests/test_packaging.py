@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 IN_PLACE = "pip install -c constraints.txt -e '.[test]'"
 NATIVE = f"pyguide/_native{sysconfig.get_config_var('EXT_SUFFIX')}"
 
-# As the installation that is tested; for one architecture only, which takes a third of the time.
+# As the installation that is tested; for one architecture only, which is quicker.
 CUDA = {"PYGUIDE_CUDA": "OFF" if cuda.not_built else "ON", "CUDAARCHS": "80-real"}
 PIP = ("-m", "pip", "--disable-pip-version-check")
 

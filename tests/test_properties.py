@@ -10,18 +10,20 @@ from torch import Tensor
 from pyguide import reference
 from pyguide.ops import cka_pairs_and_flags
 
-_DTYPES = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
+_WIDE = [torch.float64, torch.float32]
+_ALL = [*_WIDE, torch.bfloat16, torch.float16]
 _LAYOUTS = st.sampled_from(["plain", "transposed", "every other", "padded rows", "channels_last"])
 
 
 @st.composite
-def layers(draw: st.DrawFn, n: int) -> Tensor:
+def layers(draw: st.DrawFn, n: int, dtypes: list[torch.dtype]) -> Tensor:
     d = draw(st.integers(1, 70))
-    dtype = draw(_DTYPES)
+    dtype = draw(st.sampled_from(dtypes))
     layout = draw(_LAYOUTS)
     offset = draw(st.sampled_from([0.0, 3.0, -50.0]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
-    x = (torch.randn(n, d, generator=generator) + offset).to(dtype)
+    x = torch.randn(n, d, generator=generator, device=generator.device) + offset
+    x = x.to(torch.empty(0).device, dtype)  # the device that the test runs on
     if layout == "transposed":
         x = x.T.contiguous().T
     elif layout == "every other":
@@ -34,24 +36,37 @@ def layers(draw: st.DrawFn, n: int) -> Tensor:
 
 
 @st.composite
-def problems(draw: st.DrawFn):
+def problems(draw: st.DrawFn, dtypes: list[torch.dtype]):
     n = draw(st.sampled_from([4, 5, 7, 16, 24, 33, 70]))
-    xs = draw(st.lists(layers(n), min_size=1, max_size=3))
-    ys = draw(st.lists(layers(n), min_size=1, max_size=3))
+    xs = draw(st.lists(layers(n, dtypes), min_size=1, max_size=3))
+    ys = draw(st.lists(layers(n, dtypes), min_size=1, max_size=3))
     if draw(st.booleans()):
         ys = [*ys, xs[0]]
     index = st.tuples(st.integers(0, len(xs) - 1), st.integers(0, len(ys) - 1))
     return xs, ys, draw(st.lists(index, min_size=1, max_size=5))
 
 
-@settings(
-    max_examples=120,
+_settings = settings(
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-@given(problems(), st.booleans(), st.sampled_from(["sample", "feature", "auto"]))
+
+
+@settings(_settings, max_examples=120)
+@given(problems(_ALL), st.booleans(), st.sampled_from(["sample", "feature", "auto"]))
 def test_values_and_gradients(problem, debiased, route) -> None:
+    _check(problem, debiased, route)
+
+
+@settings(_settings, max_examples=150)
+@given(data=st.data(), debiased=st.booleans())
+def test_values_and_gradients_on_cuda(cuda_backend, data, debiased) -> None:
+    # Rounding to 16 bits is bounded in test_numerics.py: it has no bound for every such problem.
+    _check(data.draw(problems(_WIDE)), debiased, "sample")
+
+
+def _check(problem, debiased: bool, route: str) -> None:
     xs, ys, pairs = problem
     values, flags = cka_pairs_and_flags(xs, ys, pairs=pairs, debiased=debiased, route=route)
     # One float64 leaf for each distinct tensor.

@@ -14,8 +14,9 @@ from pyguide.bench.aims import aims_table
 from pyguide.bench.arithmetic import ARITHMETIC
 from pyguide.bench.candidates import CANDIDATES
 from pyguide.bench.device import DEVICES, device_named
+from pyguide.bench.options import Options
 from pyguide.bench.plot import plot
-from pyguide.bench.run import Options, run
+from pyguide.bench.run import run
 from pyguide.bench.table import table
 from pyguide.bench.workloads import WORKLOADS
 from pyguide.experiments.errors import UserError

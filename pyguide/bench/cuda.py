@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyguide import cuda_library
 from pyguide.bench.candidates import Run, candidate
 from pyguide.bench.ceilings import Probes
 from pyguide.bench.device import CPU, UnitWork
@@ -61,7 +62,7 @@ class CUDA(CPU):
     def missing(self) -> str | None:
         if not torch.cuda.is_available():
             return "torch finds no CUDA device (see torch.cuda.is_available and nvidia-smi)"
-        return None
+        return cuda_library.why_missing()
 
     def runs_by_default(self, load: Workload) -> bool:
         return load.dtype == torch.float32  # the arithmetic makes all of them 16-bit

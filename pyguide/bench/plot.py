@@ -11,6 +11,8 @@ from pyguide.experiments.files import atomic_write, writing
 
 __all__ = ["plot", "speeds"]
 
+_TALLEST = 30  # inches
+
 _COLORS = {
     "pyguide": "#0b6e4f",
     "pyguide-graph": "#5fb58f",
@@ -72,7 +74,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
     names = [c.name for c in CANDIDATES if any(c.name in bars for bars in found.values())]
     count = sum(len(bars) + 1 for bars in found.values())
-    figure = Figure(figsize=(9, 1.6 + 0.24 * count), layout="constrained")
+    figure = Figure(figsize=(9, min(1.6 + 0.24 * count, _TALLEST)), layout="constrained")
     axes = figure.subplots()
     ticks = _draw_bars(axes, found)
     axes.axvline(1, color="black", lw=0.9)
@@ -114,7 +116,8 @@ def _title(result: dict[str, Any]) -> str:
     machine, versions = result["machine"], result["versions"]
     where = f"{machine['cpu']}, {machine['threads']} threads, {machine['instruction_set']}"
     if "gpu" in machine:
-        where = f"{machine['gpu']}, driver {machine['driver']}, cold L2"
+        driver = f", driver {machine['driver']}" if machine["driver"] else ""
+        where = f"{machine['gpu']}{driver}, cold L2"
     quick = " (quick: not a result)" if result["quick"] else ""
     return (
         f"Speed relative to eager torch, median and range over the rounds{quick}\n"

@@ -186,12 +186,18 @@ def _distances(
 
 def _in_order(parts: Sequence[tuple[Sequence[int], Distances]]) -> Distances:
     """Distances of some pairs each, put in the order of all pairs."""
+    # Rows are gathered by stacking them: an index would be copied to the device, and wait for it.
     order = [p for pairs, _ in parts for p in pairs]
     inverse = sorted(range(len(order)), key=order.__getitem__)
+
+    def in_order(tensors: list[Tensor]) -> Tensor:
+        each = torch.cat(tensors).unbind()
+        return torch.stack([each[at] for at in inverse])
+
     all_values = [values for _, (values, _) in parts]
     dtype = torch.float64 if {v.dtype for v in all_values} == {torch.float64} else torch.float32
     flags = [flags for _, (_, flags) in parts if flags is not None]
     return (
-        torch.cat([values.to(dtype) for values in all_values])[inverse],
-        torch.cat(flags)[inverse] if len(flags) == len(parts) else None,
+        in_order([values.to(dtype) for values in all_values]),
+        in_order(flags) if len(flags) == len(parts) else None,
     )

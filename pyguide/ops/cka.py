@@ -279,12 +279,12 @@ def cka_pairs(
         The layers are (n, T, ...) with one T, and every token is compared on its own: one CKA
         for each pair and token.
     precision : {"highest", "high", "medium"}, optional
-        How GPUs multiply float32 features: as three TF32 products (float32's accuracy), one
-        TF32 product or one bfloat16 product; sums are float32 and float64 throughout. By default
-        torch's float32 matmul setting when the function is called (or compiled: a compiled
-        function follows a later change between "highest" and the others only); backward uses
-        what forward used. float64, bfloat16 and float16 features are multiplied in their own
-        type, and CPUs always compute at "highest".
+        How GPUs multiply float32 features: as three TF32 products (float32's accuracy), as TF32
+        or as bfloat16; sums are float32 or float64 throughout. By default torch's float32 matmul
+        setting when the function is called; a compiled function follows a later change between
+        "highest" and the others, but not between "high" and "medium". Backward uses what forward
+        used. float64, bfloat16 and float16 features are multiplied in their own type, and CPUs
+        always compute at "highest".
 
     Returns
     -------

@@ -138,8 +138,13 @@ def gram_backward(
     precision: int = HIGHEST,
 ) -> list[Tensor]:
     """Gradient of ``(grad * gram(layers)).sum()`` in each wanted layer."""
+    n = grad.size(1)
+    groups = _groups(len(wanted), n)
+    largest = max(group.stop - group.start for group in groups)
+    # Two float64 stacks, and the coefficients.
+    _check_memory(grad.device, largest * n * (16 * n + _row_stride(n) * grad.itemsize))
     outputs = Outputs([layers[w] for w in wanted])
-    for group in _groups(len(wanted), grad.size(1)):
+    for group in groups:
         coefficients = _symmetrize([grad[w] for w in wanted[group]], center)
         _apply(coefficients, _bounds(coefficients), outputs, group, center, precision)
     return outputs.collect()

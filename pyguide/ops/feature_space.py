@@ -30,26 +30,27 @@ def products_of(layers: int, left: list[int], right: list[int]) -> list[tuple[in
     return [(i, i) for i in range(layers)] + sorted(pairs)
 
 
-def _centered(x: Tensor, debiased: bool) -> Tensor:
-    """X minus its column means, (n, d), in the type that it is multiplied in."""
-    x = x.reshape(x.size(0), -1)
-    in_double = debiased or x.dtype == torch.float64 or x.size(0) <= _FEW_SAMPLES
+def _centered(layer: Tensor, debiased: bool, per_token: bool) -> Tensor:
+    """X minus its column means for each of T tokens, (T, n, d), in the type it is multiplied in."""
+    n, tokens = layer.size(0), token_count([layer], per_token)
+    x = layer.reshape(n, tokens, -1).transpose(0, 1)
+    in_double = debiased or x.dtype == torch.float64 or n <= _FEW_SAMPLES
     in_double = in_double or not _float32_is_exact(x.device)
     x = x.to(torch.float64 if in_double else torch.float32)
-    centered = x - x.mean(dim=0)
+    centered = x - x.mean(dim=1, keepdim=True)
     # What rounding left of the mean: 6e-5 standard deviations at an offset of 1000.
-    return centered.sub_(centered.mean(dim=0))
+    return centered.sub_(centered.mean(dim=1, keepdim=True))
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
-    """``X^T Y`` in float64."""
+    """``X^T Y`` of each token in float64."""
     if x.dtype != y.dtype or x.dtype == torch.float64:
-        return x.double().T @ y.double()
-    total = x.new_zeros((x.size(1), y.size(1)), dtype=torch.float64)
+        return torch.bmm(x.double().mT, y.double())
+    total = x.new_zeros((x.size(0), x.size(2), y.size(2)), dtype=torch.float64)
     # Inside the operator, where autocast still holds.
     with torch.autocast(x.device.type, enabled=False):
-        for rows, others in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
-            total += rows.T @ others
+        for rows, others in zip(x.split(_CHUNK, dim=1), y.split(_CHUNK, dim=1), strict=True):
+            total += torch.bmm(rows.mT, others)
     return total
 
 
@@ -63,51 +64,49 @@ def _float32_is_exact(device: torch.device) -> bool:
 class _Inner:
     """Inner products ``<K°_i, K°_j>`` of centred layers from the products of their features.
 
-    Everything stays on the layers' device: a number read by Python would wait for it.
+    Everything is (T,), a number a token, and stays on the layers' device: a number that Python
+    reads would wait for it.
     """
 
     def __init__(self, x: list[Tensor], products: dict[tuple[int, int], Tensor], debiased: bool):
-        self.n = x[0].size(0)
+        self.n = x[0].size(1)
         self.products = products
         self.debiased = debiased
-        self.row_norms = [t.double().square().sum(dim=1) for t in x] if debiased else []
+        self.row_norms = [t.double().square().sum(dim=2) for t in x] if debiased else []
         self.norms = torch.stack([self(i, i) for i in range(len(x))])
 
     @functools.cached_property
     def traces(self) -> Tensor:
-        layers = [i for i, j in self.products if i == j]
-        return torch.stack([self.products[i, i].trace() for i in layers])
+        """tr(Kc) of the layers, (L, T)."""
+        own = [product for (i, j), product in self.products.items() if i == j]
+        return torch.stack([product.diagonal(dim1=1, dim2=2).sum(dim=1) for product in own])
 
     def __call__(self, i: int, j: int) -> Tensor:
-        value = self.products[min(i, j), max(i, j)].square().sum()
+        value = self.products[min(i, j), max(i, j)].square().sum(dim=(1, 2))
         if self.debiased:
             n = self.n
-            value = value - n / (n - 2) * (self.row_norms[i] @ self.row_norms[j])
+            rows = (self.row_norms[i] * self.row_norms[j]).sum(dim=1)
+            value = value - n / (n - 2) * rows
             value = value + self.traces[i] * self.traces[j] / ((n - 1) * (n - 2))
         return value
 
     def degenerate(self, eps: float) -> Tensor:
-        """Which layers are, (L,) bool."""
+        """Which layers are, (L, T) bool."""
         # As in sample space, ||K°|| <= 16 eps tr(Kc). The debiased norm is a difference of
         # terms of size tr^2, so below 2^-46 tr^2 it is rounding.
         threshold = max((16 * eps) ** 2, 2.0**-46)
         return (self.traces == 0) | (self.norms <= threshold * self.traces**2)
 
     def row_weights(self, j: int) -> Tensor:
-        """What the debiased terms add to the derivative: (n,) factors of the rows of X_i."""
+        """What the debiased terms add to the derivative: (T, n) factors of the rows of X_i."""
         n = self.n
-        return self.traces[j] / ((n - 1) * (n - 2)) - n / (n - 2) * self.row_norms[j]
+        return self.traces[j][:, None] / ((n - 1) * (n - 2)) - n / (n - 2) * self.row_norms[j]
 
 
 def _of_pairs(of_layers: Tensor, left: list[int], right: list[int]) -> Tensor:
-    """What each pair's layers have, (2, P), without an index, which would be copied there."""
+    """What each pair's layers have, (2, P, T), without an index, which would be copied there."""
     each = of_layers.unbind()
-    return torch.stack([each[i] for i in (*left, *right)]).view(2, -1)
-
-
-def _tokens(layers: list[Tensor]) -> list[list[Tensor]]:
-    """The layers (n, T, ...) token by token: T lists of layers."""
-    return [list(token) for token in zip(*(x.unbind(1) for x in layers), strict=True)]
+    return torch.stack([each[i] for i in (*left, *right)]).unflatten(0, (2, len(left)))
 
 
 @torch.no_grad()
@@ -123,17 +122,7 @@ def forward(
 
     ``precision`` means nothing here: products are exact to float32 or float64.
     """
-    if per_token:
-        values_of, flags_of, saved_of = zip(
-            *(forward(x, left, right, debiased, False, precision) for x in _tokens(layers)),
-            strict=True,
-        )
-        return (
-            torch.stack(values_of, dim=1).flatten(),
-            torch.stack(flags_of, dim=1).flatten(),
-            [torch.stack(products) for products in zip(*saved_of, strict=True)],
-        )
-    x = [_centered(layer, debiased) for layer in layers]
+    x = [_centered(layer, debiased, per_token) for layer in layers]
     keys = products_of(len(layers), left, right)
     products = {(i, j): _product(x[i], x[j]) for i, j in keys}
     inner = _Inner(x, products, debiased)
@@ -144,7 +133,7 @@ def forward(
     flags &= ~(values.isnan() | norms.isnan().any(dim=0))
     of_left, of_right = norms**-0.5
     values = (values * of_left * of_right).masked_fill_(flags, 0.0)
-    return values, flags, list(products.values())
+    return values.flatten(), flags.flatten(), list(products.values())
 
 
 def fake_saved(
@@ -153,9 +142,8 @@ def fake_saved(
     """Shapes of what :func:`forward` saves."""
     tokens = token_count(layers, per_token)
     features = [x.numel() // (x.size(0) * tokens) for x in layers]
-    batch = (tokens,) if per_token else ()
     return [
-        layers[0].new_empty((*batch, features[i], features[j]), dtype=torch.float64)
+        layers[0].new_empty((tokens, features[i], features[j]), dtype=torch.float64)
         for i, j in products_of(len(layers), left, right)
     ]
 
@@ -175,44 +163,25 @@ def backward(
     precision: int,
 ) -> list[Tensor]:
     """Gradient of ``(grad * values).sum()`` in each wanted layer."""
-    if per_token:
-        grads = [torch.empty_like(layers[w]) for w in wanted]
-        of_pairs = [t.view(len(left), -1) for t in (grad, values, degenerate)]
-        for t, token in enumerate(_tokens(layers)):
-            grad, values, degenerate = (of_pair[:, t] for of_pair in of_pairs)
-            computed = backward(
-                grad,
-                values,
-                degenerate,
-                [product[t] for product in saved],
-                token,
-                left,
-                right,
-                wanted,
-                debiased,
-                False,
-                precision,
-            )
-            for of_layer, of_token in zip(grads, computed, strict=True):
-                of_layer[:, t] = of_token
-        return grads
-    x = [_centered(layer, debiased) for layer in layers]
+    x = [_centered(layer, debiased, per_token) for layer in layers]
     product_of = dict(zip(products_of(len(layers), left, right), saved, strict=True))
     inner = _Inner(x, product_of, debiased)
+    grad, values, degenerate = (t.view(len(left), -1) for t in (grad, values, degenerate))
     scales = _scales(grad.double(), values, degenerate, inner.norms, left, right)
     grads = []
     for w in wanted:
         total = torch.zeros_like(x[w])
         for j, scale in scales[w].items():
-            product = product_of[j, w] if j <= w else product_of[w, j].T
+            product = product_of[j, w] if j <= w else product_of[w, j].mT
             with torch.autocast(total.device.type, enabled=False):
-                total.addmm_(x[j].to(total.dtype), (scale * product).to(total.dtype))
+                scaled = (scale[:, None, None] * product).to(total.dtype)
+                total.baddbmm_(x[j].to(total.dtype), scaled)
             if debiased:
-                weights = (scale * inner.row_weights(j)).to(total.dtype)
-                total.addcmul_(weights[:, None], x[w])
-        total -= total.mean(dim=0)
+                weights = (scale[:, None] * inner.row_weights(j)).to(total.dtype)
+                total.addcmul_(weights[:, :, None], x[w])
+        total -= total.mean(dim=1, keepdim=True)
         out = torch.empty_like(layers[w])
-        grads.append(out.copy_(total.reshape(out.shape)))
+        grads.append(out.copy_(total.transpose(0, 1).reshape(out.shape)))
     return grads
 
 
@@ -226,7 +195,7 @@ def _scales(
 ) -> list[dict[int, Tensor]]:
     """``[i][j]``: the factor, in the gradient of X_i, of half the derivative of <K°_i, K°_j>.
 
-    X_j is fixed in that derivative. Degenerate pairs give zeros.
+    X_j is fixed in that derivative. Each is (T,); degenerate pairs give zeros.
     """
     scales: list[dict[int, Tensor]] = [{} for _ in range(len(norms))]
 

@@ -12,8 +12,10 @@ __all__ = ["Part", "multiply_adds", "split_by_route"]
 _ROUTES = ("auto", "sample", "feature")
 
 # Below this many multiply-adds (for each token, where tokens are compared one by one) either way is
-# a matter of microseconds, and the sample route is a single native call.
+# a matter of microseconds, and the sample route is a single native call. On a GPU the feature route
+# is dozens of launches, which is worth it for more work only (an estimate: not tuned on one yet).
 _SMALL = 1 << 22
+_SMALL_ON_GPUS = 1 << 30
 
 
 class Part(NamedTuple):
@@ -77,7 +79,7 @@ def _feature_space_is_less(
     layers: list[Tensor], pairs: list[tuple[int, int]], debiased: bool, tokens: int
 ) -> bool:
     sample = sum(multiply_adds(layers, pairs, debiased, False, tokens))
-    if sample <= _SMALL:
+    if sample <= (_SMALL_ON_GPUS if layers[0].is_cuda else _SMALL):
         return False
     # Under torch.compile a comparison of symbolic sizes becomes a bool by being branched on.
     if sum(multiply_adds(layers, pairs, debiased, True, tokens)) < sample:  # noqa: SIM103

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import pyguide
-from pyguide.bench import candidates, command, run
+from pyguide.bench import candidates, command
 from pyguide.bench.arithmetic import ARITHMETIC
 from pyguide.bench.candidates import CANDIDATES
 from pyguide.bench.plot import speeds
 from pyguide.bench.result import spread
+from pyguide.bench.workloads import WORKLOADS
 from pyguide.cli import main
 
 QUICK = ["bench", "--quick", "--candidates", "pyguide", "eager", "official", "--workloads"]
@@ -199,7 +200,7 @@ def test_the_list_names_everything(capsys):
     assert main(["bench", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     named = [line.split()[0] for line in lines]
-    expected = [w.name for w in run.WORKLOADS], list(ARITHMETIC), [c.name for c in CANDIDATES]
+    expected = [w.name for w in WORKLOADS], list(ARITHMETIC), [c.name for c in CANDIDATES]
     assert named == [
         *("workloads", *expected[0]),
         *("arithmetic", *expected[1]),

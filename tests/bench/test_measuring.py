@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 
 import pytest
+import torch
 
 from pyguide import _native
 from pyguide.bench import ceilings, timing
 from pyguide.bench.arithmetic import ARITHMETIC
-from pyguide.bench.candidates import Candidate, candidate
+from pyguide.bench.candidates import CANDIDATES, Candidate, candidate
+from pyguide.bench.case import _row, _rows
 from pyguide.bench.ceilings import Ceilings, cpu_probes
 from pyguide.bench.device import CPU
 from pyguide.bench.memory import peak_memory
-from pyguide.bench.run import Case, _row
+from pyguide.bench.options import Case, Options
 from pyguide.bench.timing import Plan, Timed, first_call, time_interleaved
 from pyguide.bench.workloads import Workload, workload
 
@@ -156,7 +158,7 @@ def test_memory_that_cannot_be_measured_is_said_to_be_missing():
 def test_a_candidate_that_needs_more_memory_than_there_is_is_skipped():
     greedy = Candidate("greedy", "", lambda workload: lambda problem: None, lambda w, n: 1 << 60)
     case = Case(workload("gram").tiny(), 16, ARITHMETIC["highest"])
-    row = _row(greedy, case, CPU(quick=True), held=0)
+    row = _row(greedy, case, CPU(quick=True).free_bytes())
     assert row["status"] == "skipped"
     assert "needs about 1073741824.0 GiB" in row["reason"]
 
@@ -166,3 +168,22 @@ def test_the_memory_estimate_covers_what_eager_takes():
     for name in ("eager", "official"):
         peak = peak_memory(wide, 64, 0, name, 1)["peak"]
         assert 0.5 * peak < candidate(name).extra_bytes(wide, 64) < 3 * peak
+
+
+def test_graphs_run_where_their_memory_fits_beside_the_others(monkeypatch):
+    """Candidates of 30 GB each and 64 GiB: all of them, but one graph."""
+    for c in CANDIDATES:
+        monkeypatch.setitem(c.__dict__, "extra_bytes", lambda load, n: 30 * 10**9)
+
+    class Gpu(CPU):
+        torch_device = torch.device("cuda")
+
+        def free_bytes(self):
+            return 64 << 30
+
+    case = Case(workload("conv-fcn").tiny(), 16, ARITHMETIC["highest"])
+    rows = _rows(case, Options(), Gpu(quick=True))
+    skipped = [name for name, row in rows.items() if row["status"] == "skipped"]
+    assert skipped == ["eager-graph", "compile-graph"]
+    names = ["pyguide", "pyguide-graph", "eager", "eager-graph", "compile", "compile-graph"]
+    assert list(rows) == [*names, "official"]

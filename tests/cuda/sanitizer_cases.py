@@ -106,7 +106,7 @@ def cases() -> Iterator[None]:
             tuple(max(t, 1e-5) for t in tolerance),
         )
         yield
-    cka_case(related(*[(8, 3 + i % 5) for i in range(600)]), (1e-5, 1e-5))
+    cka_case(related(*[(8, 3 + i % 5) for i in range(300)]), (1e-5, 1e-5))
     yield
 
 

@@ -4,7 +4,7 @@
 // The threads of a block are fibers. They run one at a time in a seeded random order and change
 // places only where they wait for each other, so a missing barrier shows as a wrong result. What a
 // GPU would leave undefined is a fault: launch() stops the block and returns what went wrong.
-// It cannot see races between memory operations of different orders, bank conflicts or speed.
+// It cannot see what depends on the memory model, bank conflicts, registers or speed.
 #pragma once
 
 #include <cstdint>

@@ -376,6 +376,15 @@ TEST(api_gram_of_tokens) {
   }
 }
 
+TEST(api_gram_of_wide_layers) {
+  // A block's pipeline goes round several times.
+  Layers layers(20, 1);
+  layers.add(DType::kFloat32, 4500, Layout::kContiguous);
+  layers.add(DType::kBFloat16, 9001, Layout::kGaps);
+  layers.randomize();
+  check_grams(layers, DType::kFloat32, Centering::kH, Precision::kHighest);
+}
+
 TEST(api_alignment) {
   for (int64_t n : {4, 65, 129, 260}) {
     check_alignment(inputs(n, 1, {DType::kFloat32}), DType::kFloat32, Centering::kH);
