@@ -31,12 +31,21 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocksPerSm)
   Kernel::run(params, *reinterpret_cast<typename Kernel::Shared*>(shared));
 }
 
-// Loads the kernel on the current device and allows it its shared memory: once a device, before
-// any capture. Returns nullptr, or what went wrong.
+// Loads the kernel on the current device and allows its blocks their shared memory: once a device,
+// before any capture. Returns nullptr, or what went wrong.
 template <class Kernel>
 const char* prepare() {
-  const cudaError_t error = cudaFuncSetAttribute(
-      kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(typename Kernel::Shared));
+  cudaFuncAttributes attributes;
+  cudaError_t error = cudaFuncGetAttributes(&attributes, kernel<Kernel>);
+  if (error == cudaSuccess) {
+    error = cudaFuncSetAttribute(kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 sizeof(typename Kernel::Shared));
+  }
+  // One block would fit a smaller share of the L1 cache than kBlocksPerSm do.
+  if (error == cudaSuccess) {
+    error = cudaFuncSetAttribute(kernel<Kernel>, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                 cudaSharedmemCarveoutMaxShared);
+  }
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
