@@ -116,7 +116,8 @@ def _title(result: dict[str, Any]) -> str:
     machine, versions = result["machine"], result["versions"]
     where = f"{machine['cpu']}, {machine['threads']} threads, {machine['instruction_set']}"
     if "gpu" in machine:
-        where = f"{machine['gpu']}, driver {machine['driver']}, cold L2"
+        driver = f", driver {machine['driver']}" if machine["driver"] else ""
+        where = f"{machine['gpu']}{driver}, cold L2"
     quick = " (quick: not a result)" if result["quick"] else ""
     return (
         f"Speed relative to eager torch, median and range over the rounds{quick}\n"
