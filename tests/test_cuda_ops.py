@@ -221,6 +221,23 @@ def test_large_batches_go_layer_by_layer(cuda_backend, monkeypatch, relative_err
         assert relative_error(grad, expected_grad) < 1e-5
 
 
+def test_tokens_of_large_batches_go_layer_by_layer(
+    cuda_backend, monkeypatch, relative_error
+) -> None:
+    monkeypatch.setattr(cuda, "_LARGEST_BATCH_AT_ONCE", 16)
+    layers = [torch.randn(20, 3, d, requires_grad=True) for d in (5, 60, 33)]
+    options = {"pairs": [(0, 1), (1, 2), (2, 0)], "per_token": True}
+    values = pyguide.cka_pairs(layers, layers, **options)
+    exact = [x.detach().double().requires_grad_() for x in layers]
+    expected = reference.cka_pairs(exact, exact, **options)
+    torch.testing.assert_close(values.double(), expected, rtol=0, atol=1e-5)
+    weights = torch.rand(3, 3, dtype=torch.float64)
+    grads = torch.autograd.grad((values * weights).sum(), layers)
+    expected_grads = torch.autograd.grad((expected * weights).sum(), exact)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        assert relative_error(grad, expected_grad) < 1e-5
+
+
 def test_workspace_does_not_grow_with_the_layers_of_a_large_batch(emulated, monkeypatch) -> None:
     monkeypatch.setattr(cuda, "_LARGEST_BATCH_AT_ONCE", 16)
     needed: list[int] = []

@@ -170,9 +170,10 @@ def test_few_samples_hold_the_norm(debiased: bool, active: int, route: str) -> N
 def test_float32_far_from_zero_on_cuda(
     cuda_backend, relative_error, correlation, offset, debiased
 ) -> None:
-    n, d = (64, 200) if cuda_backend == "emulated" else (256, 50_000)
+    n, d, tolerance = (64, 200, 1e-5) if cuda_backend == "emulated" else (256, 50_000, 1e-4)
     x, y = _features(n, d, correlation)
-    _check((x + offset).float(), (y - offset).float(), debiased, "sample", relative_error, 1e-5)
+    x, y = (x + offset).float(), (y - offset).float()
+    _check(x, y, debiased, "sample", relative_error, tolerance)
 
 
 def _to_tf32(x: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 
 import pyguide
 from pyguide.distances import LinearCKA
-
-PRECISIONS = ("highest", "high", "medium")
+from pyguide.ops import cuda
+from pyguide.ops.contract import PRECISIONS
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +92,23 @@ def test_backward_uses_what_forward_used(cuda_backend, function) -> None:
     value = function(x, y)
     torch.set_float32_matmul_precision("highest")
     assert torch.equal(torch.autograd.grad(value, x)[0], expected)
+
+
+def test_every_product_of_a_gradient_obeys_it(cuda_backend) -> None:
+    layers = [torch.randn(32, 100), torch.randn(32, 70)]
+    forward = cuda.alignment(layers, [0], [1], debiased=False)
+    grad = torch.ones(1)
+    symmetric = forward.grams
+
+    def differ(gradient: Callable[[int], list[Tensor]]) -> bool:
+        results = [gradient(precision)[0] for precision in range(len(PRECISIONS))]
+        return all(not torch.equal(a, b) for a, b in itertools.combinations(results, 2))
+
+    assert differ(
+        lambda p: cuda.alignment_backward(grad, forward, layers, [0], [1], [0], precision=p)
+    )
+    assert differ(lambda p: cuda.gram_backward(symmetric, layers, [0], center=True, precision=p))
+    assert differ(lambda p: cuda.apply(symmetric, layers, shifted=True, precision=p))
 
 
 def test_a_cpu_computes_at_the_highest() -> None:
