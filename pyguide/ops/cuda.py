@@ -96,6 +96,8 @@ def alignment_backward(
     precision: int = HIGHEST,
 ) -> list[Tensor]:
     """Gradient of ``(grad * values).sum()`` in each wanted layer, in its dtype and strides."""
+    if not wanted:
+        return []
     grams, tokens = forward.grams, token_count(layers, per_token)
     n = grams.size(1)
     grad = grad.contiguous()
@@ -138,6 +140,8 @@ def gram_backward(
     precision: int = HIGHEST,
 ) -> list[Tensor]:
     """Gradient of ``(grad * gram(layers)).sum()`` in each wanted layer."""
+    if not wanted:
+        return []
     n = grad.size(1)
     groups = _groups(len(wanted), n)
     largest = max(group.stop - group.start for group in groups)
