@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pyguide._native import cuda
 
-__all__ = ["MIN_CAPABILITY", "capability", "open_library", "why_missing"]
+__all__ = ["MIN_CAPABILITY", "capability", "why_missing"]
 
 # Compute capability 8.0, written as 10 * major + minor.
 MIN_CAPABILITY = cuda.min_capability
@@ -46,19 +46,6 @@ def _open(path: str) -> str | None:
     return None
 
 
-def open_library() -> None:
-    """Open the library if it is not.
-
-    Raises
-    ------
-    RuntimeError
-        If :func:`why_missing` has a reason.
-    """
-    reason = why_missing()
-    if reason is not None:
-        raise RuntimeError(reason)
-
-
 def capability(index: int) -> int:
     """Compute capability of a CUDA device, as 10 * major + minor; loads the kernels there.
 
@@ -67,7 +54,9 @@ def capability(index: int) -> int:
     RuntimeError
         If :func:`why_missing` has a reason, or the device cannot be used.
     """
-    open_library()
+    reason = why_missing()
+    if reason is not None:
+        raise RuntimeError(reason)
     return _open_device(path, index)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._dynamo.testing
 import torch._inductor.config
 
 import pyguide
@@ -53,6 +54,17 @@ def test_fullgraph_on_both_routes_with_dynamic_shapes() -> None:
         (expected_grad,) = torch.autograd.grad(expected, x)
         torch.testing.assert_close(value, expected)
         torch.testing.assert_close(grad, expected_grad)
+
+
+def test_one_compilation_serves_every_batch_size(emulated) -> None:
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    function = torch.compile(lambda x, y: pyguide.cka(x, y), backend=counter, dynamic=True)
+    for n in (40, 50, 70):  # 32 samples and fewer are another graph: their statistics have size 1
+        x, y = torch.randn(n, 100, requires_grad=True), torch.randn(n, 90)
+        value = function(x, y)
+        torch.testing.assert_close(value, pyguide.cka(x, y))
+        value.backward()
+    assert counter.frame_count == 1
 
 
 def test_compiled_module_in_a_network() -> None:

@@ -35,7 +35,7 @@ NEEDED = {
     r"GramPartial|Apply": {ASYNC_COPY},
     r"GramPartial.*(Tf32|Float16)|Apply(Tf32|Packed)": {MATRIX_LOAD},
     r"(BFloat16|Rounded)": {BFLOAT16},
-    r"GramPartial.*\dFloat16Kind|PackFloat16": {FLOAT16},
+    r"PackFloat16": {FLOAT16},
     r"Tf32": {TF32},
     r"Float64": {FLOAT64},
 }

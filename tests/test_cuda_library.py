@@ -139,7 +139,6 @@ layers = [torch.randn(8, 3), torch.randn(8, 2)]
 @pytest.mark.parametrize(
     "call",
     [
-        "cuda.stats_shape(2, 8)",
         "torch.ops.pyguide.cka_sample_space(layers, [0], [1], False, False, 0)",
         "torch.ops.pyguide.gram(layers, True, 0)",
     ],

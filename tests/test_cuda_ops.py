@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import pyguide
-from pyguide import reference
+from pyguide import _native, reference
 from pyguide.ops import cka_pairs_and_flags, cuda
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -267,6 +267,11 @@ def test_too_little_memory_raises_before_any_launch(emulated, emulator, monkeypa
     with pytest.raises(torch.OutOfMemoryError):
         pyguide.gram(layers)
     assert emulator.launches() == 0
+
+
+@pytest.mark.parametrize("n", [2, 32, 33, 64, 480, 481, 512, 4096])
+def test_statistics_have_the_shape_that_the_kernels_fill(emulated, n) -> None:
+    assert cuda.stats_shape(3, n) == (3, _native.cuda.stat_chunks(n), 2)
 
 
 def test_what_the_operators_save_is_what_they_say(cuda_backend) -> None:

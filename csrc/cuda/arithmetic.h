@@ -10,9 +10,8 @@
 #pragma once
 
 #include "core/dtype.h"
-#include "cuda/ptx/convert.h"
+#include "cuda/packed.h"
 #include "cuda/ptx/matrix.h"
-#include "cuda/ptx/mma.h"
 #include "cuda/source.h"
 
 namespace pyguide::cuda {
@@ -90,31 +89,24 @@ struct WordKind {
   }
 };
 
-struct BFloat16Kind : WordKind<bfloat16, 16> {
+// bfloat16 and float16. Pack: csrc/cuda/packed.h.
+template <class Element, class Pack>
+struct PackedKind : WordKind<Element, 16> {
+  using Rows = typename WordKind<Element, 16>::Rows;
+
   template <Side kSide, class Slab>
   PYGUIDE_DEVICE static Rows rows(const char* slab, int row, int depth, const char* shift) {
-    return fetch<kSide, Slab>(slab, row, depth, shift, [](uint32_t x, uint32_t s) {
-      return ptx::subtract_bf16(x, s);
-    });
+    return WordKind<Element, 16>::template fetch<kSide, Slab>(
+        slab, row, depth, shift, [](uint32_t x, uint32_t s) { return Pack::subtract(x, s); });
   }
   PYGUIDE_DEVICE static void multiply(float (&c)[2][4], const Rows& a, const Rows& b) {
-    ptx::mma_bf16(c[0], a.word, b.word[0], b.word[1]);
-    ptx::mma_bf16(c[1], a.word, b.word[2], b.word[3]);
+    Pack::mma(c[0], a.word, b.word[0], b.word[1]);
+    Pack::mma(c[1], a.word, b.word[2], b.word[3]);
   }
 };
 
-struct Float16Kind : WordKind<float16, 16> {
-  template <Side kSide, class Slab>
-  PYGUIDE_DEVICE static Rows rows(const char* slab, int row, int depth, const char* shift) {
-    return fetch<kSide, Slab>(slab, row, depth, shift, [](uint32_t x, uint32_t s) {
-      return ptx::subtract_f16(x, s);
-    });
-  }
-  PYGUIDE_DEVICE static void multiply(float (&c)[2][4], const Rows& a, const Rows& b) {
-    ptx::mma_f16(c[0], a.word, b.word[0], b.word[1]);
-    ptx::mma_f16(c[1], a.word, b.word[2], b.word[3]);
-  }
-};
+using BFloat16Kind = PackedKind<bfloat16, PackBFloat16>;
+using Float16Kind = PackedKind<float16, PackFloat16>;
 
 // float32 at precision "high".
 struct Tf32Kind : WordKind<float, 8> {

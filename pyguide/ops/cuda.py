@@ -34,11 +34,14 @@ _LARGEST_BATCH_AT_ONCE = 2048
 # Rows of coefficients are zero-padded to a multiple of so many elements.
 _ROW_MULTIPLE = 32
 
+# kSquare and kMaxStatChunks in csrc/cuda/gram_finish.h.
+_SQUARE, _MAX_STAT_CHUNKS = 32, 128
+
 
 def stats_shape(matrices: int, n: int) -> tuple[int, ...]:
-    """Shape of :attr:`Alignment.stats`."""
-    cuda_library.open_library()  # a graph that was made elsewhere may ask first
-    return (matrices, _native.cuda.stat_chunks(int(n)), 2)
+    """Shape of :attr:`Alignment.stats`: as stat_chunks in csrc/cuda/gram.cu, for symbolic n too."""
+    rows = -(-n // _SQUARE)
+    return (matrices, torch.sym_min(rows * (rows + 1) // 2, _MAX_STAT_CHUNKS), 2)
 
 
 def gram(layers: Sequence[Tensor], *, center: bool, precision: int = HIGHEST) -> Tensor:
