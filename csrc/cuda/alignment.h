@@ -76,9 +76,9 @@ struct Alignment {
     const int64_t local = block_index() / p.chunks, chunk = block_index() % p.chunks;
     const int64_t pair = local / p.tokens, token = local % p.tokens;
     const int64_t size = p.n * p.n;
-    const T* left = static_cast<const T*>(p.grams) + (p.left[pair] * int64_t(p.tokens) + token) * size;
-    const T* right =
-        static_cast<const T*>(p.grams) + (p.right[pair] * int64_t(p.tokens) + token) * size;
+    const T* grams = static_cast<const T*>(p.grams);
+    const T* left = grams + (p.left[pair] * int64_t(p.tokens) + token) * size;
+    const T* right = grams + (p.right[pair] * int64_t(p.tokens) + token) * size;
     const int64_t last = size * (chunk + 1) / p.chunks;
     double sum = 0;
 #ifndef PYGUIDE_EMULATED

@@ -63,7 +63,8 @@ struct Api {
   int64_t (*stat_chunks)(int64_t n);
 
   // Bytes of workspace that gram() needs with the same arguments.
-  int64_t (*gram_workspace)(const MatrixBatch* layers, int64_t count, int64_t n, Precision, int device);
+  int64_t (*gram_workspace)(const MatrixBatch* layers, int64_t count, int64_t n, Precision,
+                            int device);
 
   // grams[m] = centred X_m X_m^T for every token of every layer; stats: (matrices, stat_chunks(n),
   // 2) doubles whose sums over the chunks are tr(Kc) and ||K°||^2, not touched for kNone.

@@ -59,7 +59,7 @@ struct SplitFloat {
   uint32_t high, low;
 };
 
-// x = high + low to 21 bits or more, both in tf32 (mma ignores the bits of `low` that are too many).
+// x = high + low to 21 bits or more, both in tf32: mma ignores the bits of `low` that are too many.
 PYGUIDE_DEVICE SplitFloat split_tf32(float x) {
   // What the conversion leaves in the low 13 bits, which mma ignores, is not documented.
   const uint32_t high = ptx::round_to_tf32(x) & 0xffffe000u;

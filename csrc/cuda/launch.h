@@ -56,7 +56,7 @@ const char* launch(int64_t blocks, const typename Kernel::Params& params, void* 
   // On sm_90; sm_80 has 164 KB, and holds fewer of the largest blocks. The 1 KB is the system's.
   static_assert((sizeof(typename Kernel::Shared) + 1024) * Kernel::kBlocksPerSm <= 228 * 1024,
                 "the shared memory of kBlocksPerSm blocks does not fit a multiprocessor");
-  if (blocks > INT32_MAX) return "too many blocks for one launch: pass fewer layers, pairs or tokens";
+  if (blocks > INT32_MAX) return "too many blocks for one launch: pass fewer pairs or tokens";
   kernel<Kernel><<<unsigned(blocks), Kernel::kThreads, sizeof(typename Kernel::Shared),
                    static_cast<cudaStream_t>(stream)>>>(params);
   const cudaError_t error = cudaGetLastError();

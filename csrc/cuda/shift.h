@@ -1,7 +1,7 @@
 // The per-feature shift that is subtracted before products are formed: x_0 + mean(x_r - x_0) over
-// at most 16 samples, spread over the batch, which may be sorted. It need not be the mean, only near
-// it and the same for all tiles of a matrix; a constant feature gives exact zeros. It is rounded to
-// the elements' own type, so that a shifted element is rounded once.
+// at most 16 samples, spread over the batch, which may be sorted. It need not be the mean, only
+// near it and the same for all tiles of a matrix; a constant feature gives exact zeros. It is
+// rounded to the elements' own type, so that a shifted element is rounded once.
 #pragma once
 
 #include "cuda/arithmetic.h"
