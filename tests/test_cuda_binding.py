@@ -183,7 +183,22 @@ def test_u_centring_needs_four_samples(calls):
         cuda.gram(**{**calls["gram"], "layers": [three], "n": 3, "centering": 2})
 
 
-def test_nothing_to_do_is_not_an_error(calls):
-    cuda.alignment(**{**calls["alignment"], "left": [], "right": [], "values": 0})
-    cuda.coefficients(**{**calls["coefficients"], "wanted": [], "out": 0, "bounds": 0})
-    cuda.apply(**{**calls["apply"], "layers": [], "outs": []})
+@pytest.mark.parametrize(
+    ("function", "nothing"),
+    [
+        ("alignment", {"left": [], "right": [], "values": 0}),
+        ("coefficients", {"wanted": [], "out": 0, "bounds": 0}),
+        ("apply", {"layers": [], "outs": []}),
+    ],
+)
+def test_nothing_to_do_does_not_reach_the_library(calls, function, nothing):
+    def reached(**changed) -> bool:
+        try:
+            getattr(cuda, function)(**{**calls[function], **changed})
+        except RuntimeError as error:
+            assert str(error) == f"{function} was reached"
+            return True
+        return False
+
+    assert reached()
+    assert not reached(**nothing)

@@ -123,7 +123,7 @@ for call in (cuda.device_count, lambda: cuda.open_device(0), lambda: cuda.stat_c
 
 FRESH_PROCESS = """
 import torch
-from pyguide import cuda_library
+from pyguide import cuda_library, reference
 from pyguide.ops import cuda, dispatch
 
 def target(device):
@@ -137,15 +137,20 @@ layers = [torch.randn(8, 3), torch.randn(8, 2)]
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("call", "exact"),
     [
-        "torch.ops.pyguide.cka_sample_space(layers, [0], [1], False, False, 0)",
-        "torch.ops.pyguide.gram(layers, True, 0)",
+        (
+            "torch.ops.pyguide.cka_sample_space(layers, [0], [1], False, False, 0)[0]",
+            "reference.cka_pairs(layers[:1], layers[1:])",
+        ),
+        ("torch.ops.pyguide.gram(layers, True, 0)", "reference.gram(layers)"),
     ],
 )
-def test_an_operator_opens_the_library_itself(emulated_library, call):
+def test_an_operator_opens_the_library_itself(emulated_library, call, exact):
     """Operators of a program that was exported elsewhere come first in a process."""
-    run(FRESH_PROCESS.format(path=str(emulated_library)) + call)
+    program = FRESH_PROCESS.format(path=str(emulated_library))
+    program += f"print(torch.allclose({call}.float(), {exact}, rtol=1e-4, atol=1e-4))"
+    assert run(program).split() == ["True"]
 
 
 @pytest.mark.nvcc

@@ -66,7 +66,13 @@ def test_feature_space(debiased, per_token) -> None:
     with RefuseToWait():
         values, flags, saved = feature_space.forward(layers, left, right, *options)
         grad = torch.ones_like(values)
-        feature_space.backward(grad, values, flags, saved, layers, left, right, [0, 2], *options)
+        grads = feature_space.backward(
+            grad, values, flags, saved, layers, left, right, [0, 2], *options
+        )
+    assert not flags.any()
+    for layer, computed in zip((layers[0], layers[2]), grads, strict=True):
+        assert computed.shape == layer.shape
+        assert computed.abs().sum() > 0
 
 
 @pytest.mark.parametrize("n", [20, 30])  # 30: layer by layer
@@ -77,10 +83,19 @@ def test_cuda_calls(emulated, monkeypatch, n) -> None:
     with RefuseToWait():
         result = cuda.alignment(layers, left, right, debiased=True)
         grad = torch.ones_like(result.values)
-        cuda.alignment_backward(grad, result, layers, left, right, [0, 2])
+        of_pairs = cuda.alignment_backward(grad, result, layers, left, right, [0, 2])
         grams = cuda.gram(layers, center=True)
-        cuda.gram_backward(grams, layers, [0, 2], center=True)
-        cuda.apply(grams, layers, shifted=True)
+        of_grams = cuda.gram_backward(grams, layers, [0, 2], center=True)
+        applied = cuda.apply(grams, layers, shifted=True)
+    expected = pyguide.reference.cka_pairs(
+        layers, layers, pairs=[(0, 1), (1, 2), (2, 2)], debiased=True
+    )
+    torch.testing.assert_close(result.values.float(), expected, rtol=1e-4, atol=1e-5)
+    for computed in (*of_pairs, *of_grams, *applied):
+        assert computed.isfinite().all()
+    # The derivative of sum(K * K) / 2 in X is 2 K X.
+    for of_gram, product in zip(of_grams, (applied[0], applied[2]), strict=True):
+        torch.testing.assert_close(of_gram, 2 * product, rtol=1e-4, atol=1e-3)
 
 
 def test_pairs_of_both_routes_are_put_in_order() -> None:

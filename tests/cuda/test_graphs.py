@@ -105,6 +105,8 @@ def waiting_is_an_error():
     def forbid() -> None:
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            torch.ones(1, device=DEVICE).item()
 
     yield forbid
     torch.cuda.set_sync_debug_mode("default")
@@ -116,17 +118,18 @@ def test_no_call_waits_for_the_device(call, waiting_is_an_error):
     step = step_of([x.requires_grad_() for x in related(n, 130, 40, device=DEVICE)], options)
     step()
     waiting_is_an_error()
-    with pytest.raises(RuntimeError, match="synchroniz"):
-        torch.ones(1, device=DEVICE).item()
     step()
 
 
 def test_no_guided_step_waits_for_the_device(waiting_is_an_error):
     training = GuidedTraining(DEVICE)
     training.step()
+    before = training.weights()
     waiting_is_an_error()
     for _ in range(3):
         training.step()
+    torch.cuda.set_sync_debug_mode("default")
+    assert not torch.equal(training.weights(), before)
 
 
 @pytest.mark.parametrize(("n", "most"), [(64, 5), (256, 5), (1000, 8)])
