@@ -25,7 +25,8 @@ except ImportError as error:
 from pyguide import distances
 from pyguide._version import __version__
 from pyguide.backends import Backend, backends
-from pyguide.guidance import Guidance, LayerInfo, Pair, list_layers
+from pyguide.capture import LayerInfo, list_layers
+from pyguide.guidance import Guidance, Pair
 from pyguide.ops import CKALoss, cka, cka_matrix, cka_pairs, gram
 
 __all__ = [

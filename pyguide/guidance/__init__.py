@@ -1,19 +1,16 @@
-"""The training layer: capture, pairing, schedules, the guide and the guidance loss."""
+"""The training layer: pairing, schedules, the guide and the guidance loss."""
 
 from pyguide.guidance import schedules
 from pyguide.guidance.guidance import Guidance
-from pyguide.guidance.layers import LayerInfo, list_layers
 from pyguide.guidance.noise import gaussian_noise
 from pyguide.guidance.pairing import Pair
 from pyguide.guidance.plan import Plan, PlanRow
 
 __all__ = [
     "Guidance",
-    "LayerInfo",
     "Pair",
     "Plan",
     "PlanRow",
     "gaussian_noise",
-    "list_layers",
     "schedules",
 ]

@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from pyguide.capture.recorder import Captured, Source
 from pyguide.distances import Distance
 from pyguide.guidance import masking
-from pyguide.guidance.capture import Captured, Source
 from pyguide.guidance.pairing import Layers, Pair
 
 __all__ = ["Comparison"]

@@ -9,14 +9,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from pyguide.capture.paths import named_layers
+from pyguide.capture.recorder import Recorder, Source, observed
 from pyguide.distances import Distance, get_distance
-from pyguide.guidance.capture import Recorder, Source, observed
 from pyguide.guidance.comparison import Captures, Comparison
 from pyguide.guidance.degeneracy import DegeneracyWarner
 from pyguide.guidance.guide import FrozenGuide
 from pyguide.guidance.logs import LossRecord, grad_norm
 from pyguide.guidance.pairing import Pair, make_pairing
-from pyguide.guidance.paths import named_layers
 from pyguide.guidance.plan import Plan, make_plan
 from pyguide.guidance.schedules import Schedule, as_schedule, weight_at, whole_number
 from pyguide.guidance.timing import StepClock

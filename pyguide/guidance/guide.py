@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pyguide.guidance.layers import call_model
+from pyguide.capture.layers import call_model
 from pyguide.guidance.schedules import whole_number
 
 __all__ = ["FrozenGuide"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from pyguide.guidance.capture import Captured
+from pyguide.capture.recorder import Captured
 
 __all__ = [
     "check_mask",

@@ -9,9 +9,9 @@ from dataclasses import KW_ONLY, dataclass, replace
 
 from torch import nn
 
+from pyguide.capture.paths import find_layer, first_paths, matching_layers
+from pyguide.capture.recorder import Extract, Source
 from pyguide.guidance import rules
-from pyguide.guidance.capture import Extract, Source
-from pyguide.guidance.paths import find_layer, first_paths, matching_layers
 
 __all__ = ["Pair", "Pairing", "make_pairing"]
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
 
-from pyguide.guidance.paths import unwrapped
+from pyguide.capture.paths import unwrapped
 
 __all__ = [
     "even_layers",

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from pyguide import Guidance, list_layers
 from pyguide.experiments.networks import (
     DeepFCN,
     ResNet,
@@ -19,7 +20,6 @@ from pyguide.experiments.networks import (
     resnet18,
     resnet50,
 )
-from pyguide.guidance import Guidance, list_layers
 
 PIXELS = 3 * 224 * 224
 

@@ -7,7 +7,7 @@ import torch
 from networks import Layer, N, hooks, mlp
 from torch import nn
 
-from pyguide.guidance import list_layers
+from pyguide import list_layers
 
 
 class _Zoo(nn.Module):

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyguide.guidance.layers import call_model, undisturbed
-from pyguide.guidance.outputs import activations, time_first_layers
-from pyguide.guidance.paths import split_call, unwrapped
+from pyguide.capture.layers import call_model, undisturbed
+from pyguide.capture.outputs import activations, time_first_layers
+from pyguide.capture.paths import split_call, unwrapped
 
 __all__ = ["Captured", "Extract", "Recorder", "Source", "observed"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from pyguide.guidance.paths import unwrapped
+from pyguide.capture.paths import unwrapped
 
 __all__ = ["activations", "time_first_layers"]
 

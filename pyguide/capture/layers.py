@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyguide.guidance.outputs import activations, time_first_layers
-from pyguide.guidance.paths import first_paths, named_layers, unwrapped
+from pyguide.capture.outputs import activations, time_first_layers
+from pyguide.capture.paths import first_paths, named_layers, unwrapped
 
 __all__ = ["LayerInfo", "call_model", "list_layers", "undisturbed"]
 
@@ -66,7 +66,7 @@ def list_layers(model: nn.Module, example: Any) -> list[LayerInfo]:
     Examples
     --------
     >>> import torch
-    >>> from pyguide.guidance import list_layers
+    >>> from pyguide import list_layers
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
     >>> for layer in list_layers(model, torch.zeros(2, 4)):
     ...     print(layer.path, layer.type, layer.shape)
