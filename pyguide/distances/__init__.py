@@ -6,13 +6,19 @@ from collections.abc import Callable
 from functools import partial
 
 from pyguide.distances.base import Distance
+from pyguide.distances.bures import Bures
 from pyguide.distances.linear_cka import LinearCKA
+from pyguide.distances.procrustes import Procrustes
+from pyguide.distances.ridge import Ridge
 
-__all__ = ["Distance", "LinearCKA", "get_distance"]
+__all__ = ["Bures", "Distance", "LinearCKA", "Procrustes", "Ridge", "get_distance"]
 
 _BY_NAME: dict[str, Callable[[], Distance]] = {
     "cka": LinearCKA,
     "debiased_cka": partial(LinearCKA, debiased=True),
+    "ridge": Ridge,
+    "procrustes": Procrustes,
+    "bures": Bures,
 }
 
 
