@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyguide.distances.base import Distance
 from pyguide.distances.procrustes import normalized_procrustes
-from pyguide.ops.paired_grams import paired_grams
+from pyguide.ops.paired_layers import paired_layers
 
 __all__ = ["Bures"]
 
@@ -69,7 +69,7 @@ class Bures(Distance):
         pairs: Sequence[tuple[int, int]] | None = None,
         per_token: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        found = paired_grams(xs, ys, pairs, per_token=per_token, min_samples=self.min_samples)
+        found = paired_layers(xs, ys, pairs, per_token=per_token, min_samples=self.min_samples)
         squared_chords, flags = normalized_procrustes(found)
         return found.results(_angles(squared_chords), flags)
 

@@ -8,24 +8,33 @@ import torch
 from torch import Tensor
 
 from pyguide.distances.base import Distance
-from pyguide.ops.paired_grams import PairedGrams, paired_grams
-from pyguide.ops.procrustes import squared_distances
+from pyguide.ops.paired_layers import PairedLayers, paired_layers
+from pyguide.ops.procrustes import factors, squared_distance
 
 __all__ = ["Procrustes", "normalized_procrustes"]
 
 
-def normalized_procrustes(pairs: PairedGrams) -> tuple[Tensor, Tensor]:
+def normalized_procrustes(pairs: PairedLayers) -> tuple[Tensor, Tensor]:
     """Squared distances, float64, of layers scaled to unit norm; and degenerate flags.
 
     A pair with a degenerate layer is at 2, the distance of layers without common signal, and
     has no gradient.
     """
-    traces = pairs.grams.diagonal(dim1=1, dim2=2).sum(dim=1)
-    constant = traces == 0
-    unit = pairs.grams / torch.where(constant, 1.0, traces)[:, None, None]
-    values = squared_distances(unit, pairs.left, pairs.right, pairs.wanted)
+    found = factors(pairs.layers)
+    squares = [f.square().sum() for f in found]
+    constant = [square == 0 for square in squares]
+    units = [
+        f * torch.where(flag, 1.0, square).rsqrt()
+        for f, square, flag in zip(found, squares, constant, strict=True)
+    ]
+    values = _squared_distances(pairs, units)
     flags = pairs.either(constant) & ~values.detach().isnan()
     return torch.where(flags, 2.0, values), flags
+
+
+def _squared_distances(pairs: PairedLayers, found: Sequence[Tensor]) -> Tensor:
+    of_pairs = zip(pairs.left, pairs.right, strict=True)
+    return pairs.stack([squared_distance(found[i], found[j]) for i, j in of_pairs], torch.float64)
 
 
 class Procrustes(Distance):
@@ -39,8 +48,9 @@ class Procrustes(Distance):
     in [0, 2]; Ding et al. 2021 use it to compare networks. ``1 - d/2`` is the normalized Bures
     similarity (Harvey, Lipshutz & Williams 2023).
 
-    Everything is computed in float64 from the n x n Gram matrices, each distinct layer's once;
-    a pair costs one singular value decomposition of n x n, and on a GPU waits for it.
+    Everything is computed in float64. A layer of more than n features is replaced by a factor
+    of its n x n Gram matrix, which costs one symmetric eigendecomposition; a pair costs one
+    singular value decomposition of at most n x n. On a GPU both wait for the device.
     Invariant to orthogonal maps and shifts of either layer, and, if normalized, to their scale.
 
     Parameters
@@ -91,8 +101,7 @@ class Procrustes(Distance):
         pairs: Sequence[tuple[int, int]] | None = None,
         per_token: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        found = paired_grams(xs, ys, pairs, per_token=per_token, min_samples=self.min_samples)
+        found = paired_layers(xs, ys, pairs, per_token=per_token, min_samples=self.min_samples)
         if self.normalized:
             return found.results(*normalized_procrustes(found))
-        values = squared_distances(found.grams, found.left, found.right, found.wanted)
-        return found.results(values, None)
+        return found.results(_squared_distances(found, factors(found.layers)), None)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pyguide.distances.base import Distance
-from pyguide.ops.paired_grams import paired_grams
+from pyguide.ops.paired_layers import paired_layers
 from pyguide.ops.random_projection import johnson_lindenstrauss_dimension, random_projection
 from pyguide.ops.ridge import ridge_scores
 
@@ -101,14 +101,9 @@ class Ridge(Distance):
         pairs: Sequence[tuple[int, int]] | None = None,
         per_token: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        found = paired_grams(
-            xs,
-            ys,
-            pairs,
-            per_token=per_token,
-            min_samples=self.min_samples,
-            project=None if self.projection is None else self._projected,
-        )
+        found = paired_layers(xs, ys, pairs, per_token=per_token, min_samples=self.min_samples)
+        if self.projection is not None:
+            found = found._replace(layers=[self._projected(x) for x in found.layers])
         scores, flags = ridge_scores(found, self.penalty)
         return found.results(1 - scores, flags)
 

@@ -7,61 +7,58 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyguide.ops.paired_grams import PairedGrams
+from pyguide.ops.double_grams import double_grams
+from pyguide.ops.paired_layers import PairedLayers
 
 __all__ = ["ridge_scores"]
 
 
 class _Split(NamedTuple):
-    """Blocks of L Gram matrices: samples that fit and samples that are scored."""
+    """Blocks of a Gram matrix: samples that fit and samples that are scored."""
 
-    fit: Tensor  # (L, m, m)
-    cross: Tensor  # (L, n - m, m)
-    squares: Tensor  # (L, n - m), the squared norms of scored samples
+    fit: Tensor  # (m, m)
+    cross: Tensor  # (n - m, m)
+    squares: Tensor  # (n - m,), the squared norms of scored samples
+    constant: Tensor  # bool, whether the layer does not vary over the samples that fit
 
 
-def _split(grams: Tensor, m: int) -> _Split:
+def _split(gram: Tensor, m: int) -> _Split:
     """The blocks, centred by the mean of the first m samples."""
-    rows = grams[:, :, :m].mean(dim=2, keepdim=True)
-    grams = grams - rows - rows.mT + rows[:, :m].mean(dim=1, keepdim=True)
-    squares = grams.diagonal(dim1=1, dim2=2)[:, m:]
-    return _Split(grams[:, :m, :m], grams[:, m:, :m], squares)
+    rows = gram[:, :m].mean(dim=1, keepdim=True)
+    k = gram - rows - rows.mT + rows[:m].mean()
+    fitted, total = (matrix.detach().trace() for matrix in (k[:m, :m], gram))
+    constant = fitted <= 16 * torch.finfo(gram.dtype).eps * total
+    return _Split(k[:m, :m], k[m:, :m], k.diagonal()[m:], constant)
 
 
-def _without_variation(grams: Tensor, split: _Split) -> Tensor:
-    """Which layers are constant over the samples that fit, (L,) bool."""
-    fitted, total = (k.detach().diagonal(dim1=1, dim2=2).sum(dim=1) for k in (split.fit, grams))
-    return fitted <= 16 * torch.finfo(grams.dtype).eps * total
+def _smoother(split: _Split, penalty: float) -> Tensor:
+    """``W = K_cross (K_fit + penalty I)^-1``: predictions are W Y_fit."""
+    identity = torch.eye(split.fit.size(0), dtype=split.fit.dtype, device=split.fit.device)
+    factor, failed = torch.linalg.cholesky_ex(split.fit + penalty * identity)
+    smoother = torch.cholesky_solve(split.cross.mT, factor).mT
+    return torch.where(failed == 0, smoother, torch.nan)
 
 
-def _smoothers(split: _Split, layers: list[int], penalty: float) -> dict[int, Tensor]:
-    """``W = K_cross (K_fit + penalty I)^-1`` of some layers: predictions are W Y_fit."""
-    kernels, cross = (torch.stack([k[i] for i in layers]) for k in (split.fit, split.cross))
-    identity = torch.eye(kernels.size(1), dtype=kernels.dtype, device=kernels.device)
-    factors, failed = torch.linalg.cholesky_ex(kernels + penalty * identity)
-    smoothers = torch.cholesky_solve(cross.mT, factors).mT
-    smoothers = torch.where((failed == 0)[:, None, None], smoothers, torch.nan)
-    return dict(zip(layers, smoothers.unbind(), strict=True))
-
-
-def ridge_scores(pairs: PairedGrams, penalty: float) -> tuple[Tensor, Tensor]:
-    """Mean cosines of prediction and response, (P,) float64, and degenerate flags, (P,) bool.
+def _score(w: Tensor, response: _Split) -> Tensor:
+    """Mean cosine of prediction and response over the scored samples.
 
     With ``L = Y Y^T`` no feature of Y is needed: ``<yhat_i, y_i> = (W L_fit,scored)_ii``,
     ``|yhat_i|^2 = (W L_fit W^T)_ii``, ``|y_i|^2 = L_ii``.
     """
-    grams, left, right = pairs.grams, pairs.left, pairs.right
-    if not left:
-        return grams.new_zeros(0), grams.new_zeros(0, dtype=torch.bool)
-    split = _split(grams, grams.size(1) // 2)
-    smoothers = _smoothers(split, sorted(set(left)), penalty)
-    w = torch.stack([smoothers[i] for i in left])
-    fit, cross, squares = (torch.stack([k[j] for j in right]) for k in split)
-    products = (w * cross).sum(dim=2)
-    predicted = (w @ fit * w).sum(dim=2)
-    # A zero vector has no direction: its cosine is 0, without gradient.
-    undefined = (predicted <= 0) | (squares <= 0)
-    norms = torch.where(undefined, 1.0, predicted * squares).sqrt()
-    scores = torch.where(undefined, 0.0, products / norms).mean(dim=1)
-    flags = pairs.either(_without_variation(grams, split)) & ~scores.detach().isnan()
+    products = (w * response.cross).sum(dim=1)
+    # Squares that rounding leaves below zero are zero.
+    predicted = ((w @ response.fit) * w).sum(dim=1).clamp(min=0)
+    norms = predicted * response.squares.clamp(min=0)
+    undefined = norms == 0  # a zero vector has no direction: its cosine is 0, without gradient
+    norms = torch.where(undefined, 1.0, norms).sqrt()
+    return torch.where(undefined, 0.0, products / norms).mean()
+
+
+def ridge_scores(pairs: PairedLayers, penalty: float) -> tuple[Tensor, Tensor]:
+    """Mean cosines of prediction and response, (P,) float64, and degenerate flags, (P,) bool."""
+    splits = [_split(gram, gram.size(0) // 2) for gram in double_grams(pairs.layers)]
+    smoothers = {i: _smoother(splits[i], penalty) for i in dict.fromkeys(pairs.left)}
+    of_pairs = zip(pairs.left, pairs.right, strict=True)
+    scores = pairs.stack([_score(smoothers[i], splits[j]) for i, j in of_pairs], torch.float64)
+    flags = pairs.either([split.constant for split in splits]) & ~scores.detach().isnan()
     return torch.where(flags, 0.0, scores), flags

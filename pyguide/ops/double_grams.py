@@ -19,7 +19,7 @@ from pyguide.ops.dispatch import has_native_backend
 from pyguide.ops.first_derivative import first_derivative_only
 from pyguide.ops.gram import native_gram, native_gram_backward
 
-__all__ = ["double_gram"]
+__all__ = ["double_grams"]
 
 # The layers that are float64 copies at the same time hold at most so many numbers (128 MB),
 # unless one alone has more.
@@ -46,7 +46,7 @@ def _grams(layers: Sequence[Tensor]) -> Tensor:
     )
 
 
-class _DoubleGram(torch.autograd.Function):
+class _DoubleGrams(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *layers: Tensor) -> Tensor:
         ctx.save_for_backward(*layers)
@@ -56,28 +56,33 @@ class _DoubleGram(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         layers: tuple[Tensor, ...] = ctx.saved_tensors
         computed: list[Tensor] = []
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
-        rows = grad.unbind()
-        for group in _groups([layers[w] for w in wanted]):
-            inside = wanted[group]
-            doubles = [layers[w].double() for w in inside]
-            grads = torch.stack([rows[w] for w in inside])
-            every = list(range(len(inside)))
-            of_group = native_gram_backward(grads, doubles, every, True, HIGHEST)
-            computed += [g.to(layers[w].dtype) for w, g in zip(inside, of_group, strict=True)]
-        computed = first_derivative_only(computed, grad, *layers)
-        by_layer = dict(zip(wanted, computed, strict=True))
-        return tuple(by_layer.get(i) for i in range(len(layers)))
+        for group in _groups(layers):
+            doubles = [x.double() for x in layers[group]]
+            every = list(range(len(doubles)))
+            of_group = native_gram_backward(grad[group], doubles, every, True, HIGHEST)
+            computed += [g.to(x.dtype) for x, g in zip(layers[group], of_group, strict=True)]
+        return tuple(first_derivative_only(computed, grad, *layers))
 
 
-def double_gram(layers: Sequence[Tensor]) -> Tensor:
-    """``H X X^T H`` of L layers, (L, n, n) float64, differentiable once.
-
-    The layers, at least one, were checked. Gradients are formed in float64 and rounded once.
-    """
+def _stacked(layers: Sequence[Tensor]) -> Tensor:
     if not has_native_backend(layers[0].device):
         return reference.gram([x.double() for x in layers])
-    if torch.is_grad_enabled() and any(x.requires_grad for x in layers):
-        result: Tensor = _DoubleGram.apply(*layers)
+    if torch.is_grad_enabled() and layers[0].requires_grad:
+        result: Tensor = _DoubleGrams.apply(*layers)
         return result
     return _grams(layers)  # see _align in pyguide/ops/cka.py
+
+
+def double_grams(layers: Sequence[Tensor]) -> list[Tensor]:
+    """``H X X^T H`` of each layer, (n, n) float64, differentiable once.
+
+    The layers were checked. Gradients are formed in float64 and rounded once.
+    """
+    grams: dict[int, Tensor] = {}
+    # Apart, so that no gradient is formed of matrices that need none.
+    for needs_grad in (False, True):
+        positions = [i for i, x in enumerate(layers) if x.requires_grad == needs_grad]
+        if positions:
+            stacked = _stacked([layers[i] for i in positions])
+            grams.update(zip(positions, stacked.unbind(), strict=True))
+    return [grams[i] for i in range(len(layers))]
