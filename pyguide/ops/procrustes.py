@@ -21,17 +21,12 @@ from pyguide.ops.first_derivative import first_derivative_only
 __all__ = ["factors", "squared_distance"]
 
 
-def _rounding(matrix: Tensor) -> float:
-    """What is lost of eigenvalues and singular values, relative to the largest."""
-    return max(matrix.shape) * torch.finfo(matrix.dtype).eps
-
-
 def _root(gram: Tensor) -> tuple[Tensor, Tensor]:
     """F with ``F F^T = K``, and its pseudo-inverse, without eigenvalues that are rounding."""
     finite = gram.isfinite().all()
     # LAPACK raises for a NaN.
     eigenvalues, vectors = torch.linalg.eigh(torch.where(finite, gram, 0.0))
-    kept = eigenvalues > _rounding(gram) * eigenvalues[-1]
+    kept = eigenvalues > gram.size(0) * torch.finfo(gram.dtype).eps * eigenvalues[-1]
     f = vectors * torch.where(kept, eigenvalues, 0.0).sqrt()
     inverse = (vectors * torch.where(kept, eigenvalues, torch.inf).rsqrt()).mT
     return torch.where(finite, f, torch.nan), inverse
@@ -76,24 +71,24 @@ def factors(layers: Sequence[Tensor]) -> list[Tensor]:
     return [found[i] for i in range(len(layers))]
 
 
-def _compare(f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """The squared distance, and the partial isometry ``Q = P R^T`` of ``F^T G = P S R^T``."""
+def _compare(f: Tensor, g: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """The squared distance, and ``P, S, R^T`` of ``F^T G = P S R^T``."""
     product = f.mT @ g
     finite = product.isfinite().all()
     p, s, r = torch.linalg.svd(torch.where(finite, product, 0.0), full_matrices=False)
     q = p @ r
     # Not the difference of the norms: of close layers it keeps half the digits of the distance.
     residual = g - f @ q if f.size(1) <= g.size(1) else f - g @ q.mT
-    distance = torch.where(finite, residual.square().sum(), torch.nan)
-    # Directions of one layer that the other has not can turn anywhere: they stay out of Q.
-    norms = torch.linalg.vector_norm(f) * torch.linalg.vector_norm(g)
-    return distance, (p * (s > _rounding(product) * norms)) @ r
+    return torch.where(finite, residual.square().sum(), torch.nan), (p, s, r)
 
 
 class _SquaredDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, f: Tensor, g: Tensor) -> Tensor:
-        distance, q = _compare(f, g)
+        distance, (p, s, r) = _compare(f, g)
+        # Directions of one layer that the other has not could turn anywhere: they do not turn.
+        norms = torch.linalg.vector_norm(f) * torch.linalg.vector_norm(g)
+        q = (p * (s > f.size(0) * torch.finfo(s.dtype).eps * norms)) @ r
         ctx.save_for_backward(distance, f, g, q)
         return distance.clone()
 
@@ -101,11 +96,9 @@ class _SquaredDistance(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         distance, f, g, q = ctx.saved_tensors
         weight = 2 * torch.where(distance.isnan(), torch.nan, grad)
-        of_f = weight * (f - g @ q.mT) if ctx.needs_input_grad[0] else None
-        of_g = weight * (g - f @ q) if ctx.needs_input_grad[1] else None
-        wanted = [t for t in (of_f, of_g) if t is not None]
-        checked = iter(first_derivative_only(wanted, grad, f, g))
-        return tuple(None if t is None else next(checked) for t in (of_f, of_g))
+        return tuple(
+            first_derivative_only([weight * (f - g @ q.mT), weight * (g - f @ q)], grad, f, g)
+        )
 
 
 def squared_distance(f: Tensor, g: Tensor) -> Tensor:

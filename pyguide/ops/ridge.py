@@ -25,10 +25,18 @@ class _Split(NamedTuple):
 def _split(gram: Tensor, m: int) -> _Split:
     """The blocks, centred by the mean of the first m samples."""
     rows = gram[:, :m].mean(dim=1, keepdim=True)
-    k = gram - rows - rows.mT + rows[:m].mean()
-    fitted, total = (matrix.detach().trace() for matrix in (k[:m, :m], gram))
-    constant = fitted <= 16 * torch.finfo(gram.dtype).eps * total
-    return _Split(k[:m, :m], k[m:, :m], k.diagonal()[m:], constant)
+    mean = rows[:m].mean()
+    columns = rows[:m].mT - mean
+    fit = gram[:m, :m] - rows[:m] - columns
+    cross = gram[m:, :m] - rows[m:] - columns
+    norms = gram.diagonal()[m:]
+    squares = norms - 2 * rows[m:, 0] + mean
+    eps = 16 * torch.finfo(gram.dtype).eps
+    at_mean = squares.detach() <= eps * (norms + mean).detach()
+    cross = torch.where(at_mean[:, None], 0.0, cross)
+    squares = torch.where(at_mean, 0.0, squares)
+    constant = fit.detach().trace() <= eps * gram.detach().trace()
+    return _Split(fit, cross, squares, constant)
 
 
 def _smoother(split: _Split, penalty: float) -> Tensor:
@@ -46,9 +54,9 @@ def _score(w: Tensor, response: _Split) -> Tensor:
     ``|yhat_i|^2 = (W L_fit W^T)_ii``, ``|y_i|^2 = L_ii``.
     """
     products = (w * response.cross).sum(dim=1)
-    # Squares that rounding leaves below zero are zero.
+    # Rounding may leave less than zero.
     predicted = ((w @ response.fit) * w).sum(dim=1).clamp(min=0)
-    norms = predicted * response.squares.clamp(min=0)
+    norms = predicted * response.squares
     undefined = norms == 0  # a zero vector has no direction: its cosine is 0, without gradient
     norms = torch.where(undefined, 1.0, norms).sqrt()
     return torch.where(undefined, 0.0, products / norms).mean()
