@@ -7,12 +7,17 @@ from functools import partial
 
 from pyguide.distances.base import Distance
 from pyguide.distances.linear_cka import LinearCKA
+from pyguide.distances.rbf_cka import RBFCKA
+from pyguide.distances.rsa import RSA
 
-__all__ = ["Distance", "LinearCKA", "get_distance"]
+__all__ = ["RBFCKA", "RSA", "Distance", "LinearCKA", "get_distance"]
 
 _BY_NAME: dict[str, Callable[[], Distance]] = {
     "cka": LinearCKA,
     "debiased_cka": partial(LinearCKA, debiased=True),
+    "rbf_cka": RBFCKA,
+    "debiased_rbf_cka": partial(RBFCKA, debiased=True),
+    "rsa": RSA,
 }
 
 
