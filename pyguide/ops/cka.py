@@ -12,6 +12,7 @@ from pyguide import reference
 from pyguide.ops import feature_space, sample_space
 from pyguide.ops.contract import result_dtype, token_count
 from pyguide.ops.dispatch import has_native_backend
+from pyguide.ops.distinct import distinct_layers, no_values
 from pyguide.ops.first_derivative import first_derivative_only
 from pyguide.ops.inputs import (
     check_layers,
@@ -21,7 +22,6 @@ from pyguide.ops.inputs import (
     integer_pairs,
 )
 from pyguide.ops.library import register
-from pyguide.ops.pairs import distinct_layers, no_values
 from pyguide.ops.precision import precision_code
 from pyguide.ops.routes import split_by_route
 
@@ -191,7 +191,8 @@ def _checked_cka(
             xs, ys, pairs=pairs, debiased=debiased, per_token=per_token
         )
 
-    layers, indices = distinct_layers(xs, ys, pairs)
+    layers, left, right = distinct_layers(xs, ys, pairs)
+    indices = list(zip(left, right, strict=True))
     parts = split_by_route(layers, indices, route, debiased, token_count(layers, per_token))
     options = (debiased, per_token, precision_code(precision, xs[0].device))
     results = [

@@ -20,10 +20,10 @@ from pyguide.ops.centering import center_
 from pyguide.ops.contract import Alignment, result_dtype, token_count
 from pyguide.ops.dispatch import backend_of, has_native_backend
 from pyguide.ops.dissimilarities import dissimilarity, squared_distances
+from pyguide.ops.distinct import distinct_layers, no_values
 from pyguide.ops.first_derivative import first_derivative_only
 from pyguide.ops.inputs import check_layers, check_pairs, check_precision, check_tokens
 from pyguide.ops.library import register
-from pyguide.ops.pairs import distinct_layers, no_values
 from pyguide.ops.precision import precision_code
 
 __all__ = ["Options", "pairwise_alignment"]
@@ -258,8 +258,7 @@ def pairwise_alignment(
         return no_values(xs, ys, per_token)
     if not has_native_backend(xs[0].device):
         return reference.pairwise_alignment(xs, ys, *options, pairs=checked, per_token=per_token)
-    layers, indices = distinct_layers(xs, ys, checked)
-    left, right = [i for i, _ in indices], [j for _, j in indices]
+    layers, left, right = distinct_layers(xs, ys, checked)
     code = precision_code(precision, xs[0].device)
     if torch.is_grad_enabled() and any(x.requires_grad for x in layers):
         values, degenerate = _Pairwise.apply(left, right, options, per_token, code, *layers)

@@ -1,4 +1,4 @@
-"""The layers that pairs use."""
+"""The distinct layers of a list of pairs: what is computed once, however many pairs use it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ __all__ = ["distinct_layers", "no_values"]
 
 def distinct_layers(
     xs: Sequence[Tensor], ys: Sequence[Tensor], pairs: Sequence[tuple[int, int]]
-) -> tuple[list[Tensor], list[tuple[int, int]]]:
-    """The distinct tensors that pairs of xs and ys use, and the pairs as indices into them.
+) -> tuple[list[Tensor], list[int], list[int]]:
+    """The distinct layers that pairs of xs and ys use, and each pair's positions among them.
 
-    Only these layers are touched, and each gets one Gram matrix.
+    Distinct by object identity. Layers that no pair uses are left out.
     """
     used = [xs[i] for i, _ in pairs] + [ys[j] for _, j in pairs]
     layers, positions = _distinct(used)
-    return layers, list(zip(positions[: len(pairs)], positions[len(pairs) :], strict=True))
+    return layers, positions[: len(pairs)], positions[len(pairs) :]
 
 
 def _distinct(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
-    """The distinct tensors by object identity, and each one's position among them."""
     distinct: list[Tensor] = []
     positions: list[int] = []
     if torch.compiler.is_compiling():  # Dynamo traces `is`, not `id`
