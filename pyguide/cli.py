@@ -13,6 +13,7 @@ import torch
 
 import pyguide
 from pyguide import _native, bench, experiments
+from pyguide.errors import UserError
 
 __all__ = ["main"]
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return args.func(args)
-    except experiments.UserError as error:
+    except UserError as error:
         print(f"pyguide: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pyguide.experiments.errors import UserError
+from pyguide.errors import UserError
 from pyguide.experiments.harness.config import Config, check_device, flag, option_fields
 from pyguide.experiments.harness.experiment import Experiment, Setting
 from pyguide.experiments.harness.folder import RunFolder

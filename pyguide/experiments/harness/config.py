@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
-from pyguide.experiments.errors import UserError
+from pyguide.errors import UserError
 
 __all__ = ["LEARNING_RATES", "Config", "check_device", "option"]
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from pyguide.experiments.errors import UserError
+from pyguide.errors import UserError
 
 __all__ = ["EXTENSIONS", "EpochSampler", "ImageFolder"]
 
@@ -39,7 +39,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         The folder of the classes' folders.
     transform : callable
         ``transform(image, generator) -> Tensor``, given an RGB Pillow image and a torch
-        generator of its own; see :mod:`pyguide.experiments.data.image_transforms`.
+        generator of its own; see :mod:`pyguide.data.image_transforms`.
     seed : int
         Seed of the transform's draws.
     classes : sequence of str, optional
@@ -57,8 +57,8 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     >>> import tempfile
     >>> from pathlib import Path
     >>> from PIL import Image
-    >>> from pyguide.experiments.data.image_transforms import EvalTransform
-    >>> from pyguide.experiments.data.images import ImageFolder
+    >>> from pyguide.data.image_transforms import EvalTransform
+    >>> from pyguide.data.images import ImageFolder
     >>> with tempfile.TemporaryDirectory() as root:
     ...     for name in ("cat", "dog"):
     ...         (Path(root) / name).mkdir()
@@ -131,7 +131,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     Examples
     --------
-    >>> from pyguide.experiments.data.images import EpochSampler
+    >>> from pyguide.data.images import EpochSampler
     >>> sampler = EpochSampler(3, seed=0)
     >>> sampler.set_epoch(7)
     >>> sorted(sampler)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pyguide.experiments.files import atomic_write
+from pyguide.files import atomic_write
 
 __all__ = ["DamagedFile", "load_tensors", "save_tensors"]
 
