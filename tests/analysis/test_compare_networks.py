@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pyguide import reference
-from pyguide.analysis import checkpoint, compare_networks
+from pyguide.analysis import checkpoint, compare_networks, layer_grams
+from pyguide.ops.hsic import centered_grams
 
 
 class Net(nn.Module):
@@ -303,6 +304,19 @@ def test_layers_without_the_batch_axis_are_left_out_by_default_only(rows):
         compare_networks(net, data=[rows], layers="1")
 
 
+def test_an_output_that_is_its_input_is_multiplied_once(rows, monkeypatch):
+    counted: list[int] = []
+
+    def gram(layers, **options):
+        counted.append(len(layers))
+        return centered_grams(layers, **options)
+
+    monkeypatch.setattr(layer_grams, "centered_grams", gram)
+    found = compare_networks(_mlp(nn.Dropout(), nn.Identity()), data=[rows])
+    assert found.rows == ("0", "1", "2", "3") and sum(counted) == 2
+    assert found.values[0, :3].tolist() == pytest.approx([1, 1, 1])
+
+
 def test_progress(rows, capsys):
     calls = []
     compare_networks(_mlp(), data=rows.split(20), progress=lambda *done: calls.append(done))
@@ -400,6 +414,15 @@ def test_a_checkpoint_of_something_else_is_refused(images, file):
         with pytest.raises(ValueError, match=message):
             compare_networks(other, **{"data": batches, "checkpoint": file, **options})
         assert file.exists()
+
+
+def test_a_file_that_is_no_checkpoint_says_so(rows, file):
+    file.write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"is damaged: .* remove it to begin again"):
+        compare_networks(_mlp(), data=[rows], checkpoint=file)
+    torch.save(_mlp().state_dict(), file)
+    with pytest.raises(ValueError, match="is no checkpoint of compare_networks"):
+        compare_networks(_mlp(), data=[rows], checkpoint=file)
 
 
 def test_without_an_interruption_a_checkpoint_changes_nothing(images, file):
