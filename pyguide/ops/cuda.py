@@ -30,6 +30,7 @@ __all__ = [
     "alignment",
     "alignment_backward",
     "apply",
+    "centered_grams",
     "coefficients",
     "gram",
     "gram_backward",
@@ -58,6 +59,14 @@ def gram(
 ) -> Tensor:
     """Gram matrices of L layers of T tokens, H-centred if ``center``: (L T, n, n)."""
     return _gram(layers, CENTER_H if center else CENTER_NONE, per_token, precision)[0]
+
+
+def centered_grams(
+    layers: Sequence[Tensor], *, debiased: bool, precision: int = HIGHEST
+) -> tuple[Tensor, Tensor]:
+    """Centred Gram matrices K° (L, n, n), and tr(Kc) and ||K°||^2 of each: (L, 2) float64."""
+    grams, stats, _ = _gram(layers, CENTER_U if debiased else CENTER_H, False, precision)
+    return grams, stats.sum(dim=1)
 
 
 def alignment(

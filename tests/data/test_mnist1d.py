@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from pyguide.experiments.data import mnist1d as module
-from pyguide.experiments.data.mnist1d import VALIDATION_SIZE, generate, mnist1d
-from pyguide.experiments.errors import UserError
+from pyguide.data import mnist1d as module
+from pyguide.data.mnist1d import VALIDATION_SIZE, generate, mnist1d
+from pyguide.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pyguide.experiments.data.image_transforms import (
+from pyguide.data.image_transforms import (
     MEAN,
     STD,
     EvalTransform,

@@ -1,4 +1,4 @@
-"""What a user of the experiments can do wrong."""
+"""What a user of the command line can do wrong."""
 
 __all__ = ["UserError"]
 

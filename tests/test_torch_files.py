@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pyguide.experiments.torch_files import DamagedFile, load_tensors, save_tensors
+from pyguide.torch_files import DamagedFile, load_tensors, save_tensors
 
 
 @pytest.fixture

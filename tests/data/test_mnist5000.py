@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyguide.experiments import UserError
-from pyguide.experiments.data.mnist5000 import mnist5000
+from pyguide.data.mnist5000 import mnist5000
+from pyguide.errors import UserError
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pyguide.experiments import UserError
-from pyguide.experiments.data.image_transforms import EvalTransform, TrainTransform
-from pyguide.experiments.data.images import EpochSampler, ImageFolder
+from pyguide.data.image_transforms import EvalTransform, TrainTransform
+from pyguide.data.images import EpochSampler, ImageFolder
+from pyguide.errors import UserError
 
 
 def pixels(image, generator):

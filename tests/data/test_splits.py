@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pyguide.experiments.data.splits import TensorSplit
+from pyguide.data.splits import TensorSplit
 
 
 def test_batches_are_whole_and_in_an_order_that_the_generator_gives():

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyguide.experiments.errors import UserError
+from pyguide.errors import UserError
 
 __all__ = ["mnist5000"]
 

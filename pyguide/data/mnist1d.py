@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pyguide.experiments.data.splits import Splits, TensorSplit
-from pyguide.experiments.errors import UserError
-from pyguide.experiments.torch_files import DamagedFile, load_tensors, save_tensors
+from pyguide.data.splits import Splits, TensorSplit
+from pyguide.errors import UserError
+from pyguide.torch_files import DamagedFile, load_tensors, save_tensors
 
 __all__ = ["VALIDATION_SIZE", "generate", "mnist1d"]
 

@@ -39,7 +39,7 @@ class TrainTransform:
     --------
     >>> import torch
     >>> from PIL import Image
-    >>> from pyguide.experiments.data.image_transforms import TrainTransform
+    >>> from pyguide.data.image_transforms import TrainTransform
     >>> generator = torch.Generator().manual_seed(0)
     >>> TrainTransform()(Image.new("RGB", (500, 375)), generator).shape
     torch.Size([3, 224, 224])
@@ -92,7 +92,7 @@ class EvalTransform:
     Examples
     --------
     >>> from PIL import Image
-    >>> from pyguide.experiments.data.image_transforms import EvalTransform
+    >>> from pyguide.data.image_transforms import EvalTransform
     >>> EvalTransform()(Image.new("RGB", (500, 375))).shape
     torch.Size([3, 224, 224])
     """

@@ -56,7 +56,7 @@ class TensorSplit:
     Examples
     --------
     >>> import torch
-    >>> from pyguide.experiments.data.splits import TensorSplit
+    >>> from pyguide.data.splits import TensorSplit
     >>> split = TensorSplit(torch.randn(10, 3), torch.arange(10))
     >>> [len(y) for _, y in split.shuffled(4, torch.Generator())]
     [4, 4]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pyguide.experiments.data.image_splits import image_splits
-from pyguide.experiments.errors import UserError
+from pyguide.data.image_splits import image_splits
+from pyguide.errors import UserError
 
 
 @pytest.fixture(scope="module")

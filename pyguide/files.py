@@ -1,4 +1,4 @@
-"""Files of a run folder, written so that a reader never sees half of one."""
+"""Files written so that a reader never sees half of one, also after a power failure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from pyguide.experiments.errors import UserError
+from pyguide.errors import UserError
 
 __all__ = ["atomic_write", "lock", "read_json", "write_json", "writing"]
 
@@ -23,11 +23,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        # mkstemp makes files private; a run folder is as readable as its directory's others.
+        # mkstemp makes files private; this one is as readable as its directory's others.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

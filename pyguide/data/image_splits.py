@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pyguide.experiments.data.image_transforms import EvalTransform, TrainTransform
-from pyguide.experiments.data.images import EpochSampler, ImageFolder
-from pyguide.experiments.data.splits import Splits
+from pyguide.data.image_transforms import EvalTransform, TrainTransform
+from pyguide.data.images import EpochSampler, ImageFolder
+from pyguide.data.splits import Splits
 
 __all__ = ["HELD_OUT", "ImageSplit", "image_splits"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyguide.experiments.files import atomic_write, read_json, write_json
+from pyguide.files import atomic_write, read_json, write_json
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
