@@ -12,6 +12,7 @@ import torch
 import pyguide
 from pyguide import experiments
 from pyguide.cli import main
+from pyguide.errors import UserError
 
 
 def test_info_names_versions_and_every_backend(capsys):
@@ -60,7 +61,7 @@ def test_mistakes_are_one_line_and_exit_code_2(argv, capsys):
 @pytest.mark.parametrize(
     ("raised", "code", "message"),
     [
-        (experiments.UserError("runs/a exists: choose another --out"), 2, "choose another --out"),
+        (UserError("runs/a exists: choose another --out"), 2, "choose another --out"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
     ids=["user error", "ctrl-c"],

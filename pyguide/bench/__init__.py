@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pyguide.experiments.errors import UserError
+from pyguide.errors import UserError
 
 __all__ = ["add_bench_parser"]
 

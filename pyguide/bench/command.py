@@ -19,7 +19,7 @@ from pyguide.bench.plot import plot
 from pyguide.bench.run import run
 from pyguide.bench.table import table
 from pyguide.bench.workloads import WORKLOADS
-from pyguide.experiments.errors import UserError
+from pyguide.errors import UserError
 
 __all__ = ["main"]
 

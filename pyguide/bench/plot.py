@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pyguide.bench.candidates import CANDIDATES
-from pyguide.experiments.errors import UserError
-from pyguide.experiments.files import atomic_write, writing
+from pyguide.errors import UserError
+from pyguide.files import atomic_write, writing
 
 __all__ = ["plot", "speeds"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from pyguide.bench.aims import reached
 from pyguide.bench.ceilings import Ceilings
-from pyguide.experiments.errors import UserError
-from pyguide.experiments.files import read_json, write_json, writing
+from pyguide.errors import UserError
+from pyguide.files import read_json, write_json, writing
 
 __all__ = ["FORMAT", "load", "resume", "save", "spread", "summarize"]
 

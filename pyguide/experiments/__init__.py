@@ -11,12 +11,10 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING, Any
 
-from pyguide.experiments.errors import UserError
-
 if TYPE_CHECKING:
     from pyguide.experiments.harness.experiment import Experiment
 
-__all__ = ["UserError", "add_train_parser", "find_experiments"]
+__all__ = ["add_train_parser", "find_experiments"]
 
 _EXAMPLES = """\
 examples:
@@ -50,7 +48,8 @@ def add_train_parser(subparsers: Any) -> None:
     """Add ``train`` to the sub-parsers of a command line.
 
     The parsed arguments carry ``func(args) -> int``, which runs the experiment and returns
-    the exit code: 0, or 1 if a job failed. It raises :class:`UserError` for a user's mistake.
+    the exit code: 0, or 1 if a job failed. It raises :class:`pyguide.errors.UserError` for a
+    user's mistake.
 
     Parameters
     ----------

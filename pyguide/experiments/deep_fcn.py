@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
-from pyguide.experiments.data.mnist1d import mnist1d
-from pyguide.experiments.data.splits import Splits
-from pyguide.experiments.errors import UserError
+from pyguide.data.mnist1d import mnist1d
+from pyguide.data.splits import Splits
+from pyguide.errors import UserError
 from pyguide.experiments.harness.config import Config, option
 from pyguide.experiments.harness.experiment import (
     Arm,
@@ -128,7 +128,7 @@ class Paper(Setting[PaperConfig]):
 
     def data(self, config: PaperConfig, cache: Path) -> Splits:
         # Imports NumPy and Pillow, which a listing of the experiments does without.
-        from pyguide.experiments.data.image_splits import image_splits
+        from pyguide.data.image_splits import image_splits
 
         assert config.data is not None
         return image_splits(Path(config.data), config.image_size, config.device, config.loaders)

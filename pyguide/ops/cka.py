@@ -12,7 +12,7 @@ from pyguide import reference
 from pyguide.ops import feature_space, sample_space
 from pyguide.ops.contract import result_dtype, token_count
 from pyguide.ops.dispatch import has_native_backend
-from pyguide.ops.distinct import distinct_layers
+from pyguide.ops.distinct import distinct_layers, no_values
 from pyguide.ops.first_derivative import first_derivative_only
 from pyguide.ops.inputs import (
     check_layers,
@@ -185,11 +185,7 @@ def _checked_cka(
 ) -> tuple[Tensor, Tensor]:
     dtype = result_dtype([*xs, *ys])
     if not pairs:
-        some = next(iter((*xs, *ys)), None)
-        device = None if some is None else some.device
-        shape = (0,) if some is None or not per_token else (0, some.size(1))
-        values = torch.zeros(shape, dtype=dtype, device=device)
-        return values, torch.zeros(shape, dtype=torch.bool, device=device)
+        return no_values(xs, ys, per_token)
     if not has_native_backend(xs[0].device):
         return reference.cka_pairs_and_flags(
             xs, ys, pairs=pairs, debiased=debiased, per_token=per_token

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["distinct_layers"]
+from pyguide.ops.contract import result_dtype
+
+__all__ = ["distinct_layers", "no_values"]
 
 
 def distinct_layers(
@@ -39,3 +41,12 @@ def _distinct(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
             distinct.append(t)
         positions.append(position)
     return distinct, positions
+
+
+def no_values(xs: Sequence[Tensor], ys: Sequence[Tensor], per_token: bool) -> tuple[Tensor, Tensor]:
+    """Values and flags of no pairs: (0,), or (0, T)."""
+    some = next(iter((*xs, *ys)), None)
+    device = None if some is None else some.device
+    shape = (0,) if some is None or not per_token else (0, some.size(1))
+    values = torch.zeros(shape, dtype=result_dtype([*xs, *ys]), device=device)
+    return values, torch.zeros(shape, dtype=torch.bool, device=device)

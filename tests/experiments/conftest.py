@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from pyguide.cli import main
+from pyguide.data.splits import Splits, TensorSplit
 from pyguide.experiments import deep_fcn
-from pyguide.experiments.data.splits import Splits, TensorSplit
 from pyguide.experiments.harness import processes
 
 

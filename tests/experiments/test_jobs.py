@@ -11,7 +11,7 @@ import torch
 from pyguide.experiments import deep_fcn
 from pyguide.experiments.deep_fcn import EXPERIMENT
 from pyguide.experiments.harness.jobs import Files, GuideJob, TargetJob
-from pyguide.experiments.torch_files import load_tensors
+from pyguide.torch_files import load_tensors
 
 SETTING = EXPERIMENT.scales["default"]
 ARMS = {arm.name: arm for arm in SETTING.arms}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from test_run_folder import without_times
 
-from pyguide.experiments.files import read_json
+from pyguide.files import read_json
 
 PROGRAM = Path(__file__).with_name("killed_run.py")
 OPTIONS = ["--arms", "none", "trained", "--depth", "3", "--epochs", "4", "--guide-epochs", "2"]

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from pyguide.data.splits import Splits, TensorSplit
 from pyguide.experiments import find_experiments
-from pyguide.experiments.data.splits import Splits, TensorSplit
-from pyguide.experiments.files import read_json
 from pyguide.experiments.harness import command
 from pyguide.experiments.harness.config import Config, option
 from pyguide.experiments.harness.experiment import Arm, Experiment, Metric, Setting
+from pyguide.files import read_json
 
 SYMBOLS = 5
 

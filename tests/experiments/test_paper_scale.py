@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from pyguide.cli import main
-from pyguide.experiments.data.splits import Splits
+from pyguide.data.splits import Splits
 from pyguide.experiments.deep_fcn import EXPERIMENT
-from pyguide.experiments.files import read_json
 from pyguide.experiments.networks import DeepFCN, resnet18
+from pyguide.files import read_json
 
 SETTING = EXPERIMENT.scales["paper"]
 

@@ -9,8 +9,8 @@ import torch
 
 from pyguide.cli import main
 from pyguide.experiments.deep_fcn import EXPERIMENT
-from pyguide.experiments.files import read_json, write_json
 from pyguide.experiments.harness.folder import RunFolder
+from pyguide.files import read_json, write_json
 
 TRAIN = ["train", "deep-fcn"]
 TINY = ["--arms", "none", "--depth", "3", "--epochs", "2", "--workers", "1"]

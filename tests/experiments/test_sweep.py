@@ -9,9 +9,9 @@ import pytest
 from pyguide.cli import main
 from pyguide.experiments import deep_fcn
 from pyguide.experiments.deep_fcn import EXPERIMENT
-from pyguide.experiments.files import read_json
 from pyguide.experiments.harness.grid import pick, sweep_tasks, with_guides
 from pyguide.experiments.harness.jobs import Files
+from pyguide.files import read_json
 
 TRAIN = ["train", "deep-fcn"]
 TINY = ["--depth", "3", "--epochs", "2", "--workers", "1"]

@@ -13,8 +13,8 @@ import pytest
 
 from pyguide.cli import main
 from pyguide.experiments import find_experiments
-from pyguide.experiments.files import read_json, write_json
 from pyguide.experiments.harness import command, packages
+from pyguide.files import read_json, write_json
 
 TRAIN = ["train", "deep-fcn"]
 TINY = ["--arms", "none", "--depth", "3", "--epochs", "2", "--workers", "1"]

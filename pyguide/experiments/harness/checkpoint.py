@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pyguide.experiments.torch_files import DamagedFile, load_tensors, save_tensors
+from pyguide.torch_files import DamagedFile, load_tensors, save_tensors
 
 __all__ = ["Checkpoint"]
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from pyguide.experiments.data.splits import Split, Splits
-from pyguide.experiments.errors import UserError
+from pyguide.data.splits import Split, Splits
+from pyguide.errors import UserError
 from pyguide.experiments.harness.config import Config
 from pyguide.guidance import Guidance
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from pyguide.experiments.errors import UserError
-from pyguide.experiments.files import atomic_write, lock, read_json, write_json, writing
+from pyguide.errors import UserError
 from pyguide.experiments.harness.config import Config
 from pyguide.experiments.harness.experiment import Experiment
 from pyguide.experiments.harness.jobs import Files
 from pyguide.experiments.harness.packages import versions
 from pyguide.experiments.harness.progress import Job
+from pyguide.files import atomic_write, lock, read_json, write_json, writing
 
 __all__ = ["RunFolder"]
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyguide.experiments.data.splits import Splits
+from pyguide.data.splits import Splits
 from pyguide.experiments.harness.checkpoint import Checkpoint
 from pyguide.experiments.harness.config import GRID_FIELDS, Config
 from pyguide.experiments.harness.experiment import Arm, Setting
 from pyguide.experiments.harness.trainer import Report, Trainer
-from pyguide.experiments.torch_files import load_tensors, save_tensors
 from pyguide.guidance import Guidance
+from pyguide.torch_files import load_tensors, save_tensors
 
 __all__ = ["Files", "GuideJob", "TargetJob", "arm_config"]
 

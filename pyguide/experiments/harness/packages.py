@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import pyguide
-from pyguide.experiments.errors import UserError
+from pyguide.errors import UserError
 
 __all__ = ["check_packages", "versions"]
 

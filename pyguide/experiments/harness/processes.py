@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from pyguide.experiments.errors import UserError
+from pyguide.errors import UserError
 from pyguide.experiments.harness.progress import Job, Progress, Task
 
 __all__ = ["run_tasks", "worker_count"]

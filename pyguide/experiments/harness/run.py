@@ -6,9 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pyguide.experiments.data.splits import Splits
-from pyguide.experiments.errors import UserError
-from pyguide.experiments.files import atomic_write, writing
+from pyguide.data.splits import Splits
+from pyguide.errors import UserError
 from pyguide.experiments.harness.config import Config
 from pyguide.experiments.harness.curves import plot_curves
 from pyguide.experiments.harness.experiment import Experiment
@@ -24,7 +23,8 @@ from pyguide.experiments.harness.jobs import GuideJob, TargetJob, arm_config
 from pyguide.experiments.harness.processes import run_tasks
 from pyguide.experiments.harness.progress import Progress, Task
 from pyguide.experiments.harness.report import summarize, table
-from pyguide.experiments.torch_files import DamagedFile, load_tensors
+from pyguide.files import atomic_write, writing
+from pyguide.torch_files import DamagedFile, load_tensors
 
 __all__ = ["Run"]
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pyguide.experiments.data.splits import Splits
+from pyguide.data.splits import Splits
 from pyguide.experiments.harness.checkpoint import Checkpoint
 from pyguide.experiments.harness.experiment import Optimization, Setting
 from pyguide.guidance import Guidance

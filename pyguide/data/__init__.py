@@ -1,0 +1,1 @@
+"""Data sets: generated, or read from the user's files; never downloaded."""

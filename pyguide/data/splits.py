@@ -1,0 +1,83 @@
+"""Training, validation and test data as batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Split", "Splits", "TensorSplit"]
+
+# Samples in one forward pass of an evaluation.
+_EVALUATION_BATCH = 1000
+
+
+class Split(Protocol):
+    """A part of the data."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Any, Any]]:
+        """Whole batches (input, label) in a new order, drawn from the generator alone.
+
+        CKA depends on the batch size, so there is no smaller last batch.
+        """
+
+    def batches(self) -> Iterator[tuple[Any, Any]]:
+        """All samples in a fixed order, for evaluation."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What an experiment trains on, chooses by, and reports.
+
+    Attributes
+    ----------
+    train, val, test : Split
+        The test split steers nothing; a sweep never scores it.
+    classes : int
+        Number of labels.
+    """
+
+    train: Split
+    val: Split
+    test: Split
+    classes: int
+
+
+@dataclass(frozen=True)
+class TensorSplit:
+    """Inputs (n, ...) and labels (n,) in memory.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyguide.data.splits import TensorSplit
+    >>> split = TensorSplit(torch.randn(10, 3), torch.arange(10))
+    >>> [len(y) for _, y in split.shuffled(4, torch.Generator())]
+    [4, 4]
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def shuffled(
+        self, batch_size: int, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        # On the CPU on every device, so that the order does not depend on it.
+        order = torch.randperm(len(self), generator=generator).to(self.y.device)
+        for start in range(0, len(self) - batch_size + 1, batch_size):
+            batch = order[start : start + batch_size]
+            yield self.x[batch], self.y[batch]
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(self), _EVALUATION_BATCH):
+            stop = start + _EVALUATION_BATCH
+            yield self.x[start:stop], self.y[start:stop]

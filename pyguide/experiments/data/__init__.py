@@ -1,1 +1,0 @@
-"""The data of the experiments: generated, or read from the user's files; never downloaded."""

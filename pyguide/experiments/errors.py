@@ -1,7 +1,0 @@
-"""What a user of the experiments can do wrong."""
-
-__all__ = ["UserError"]
-
-
-class UserError(Exception):
-    """A user's mistake; the command line prints the message alone and exits with code 2."""
