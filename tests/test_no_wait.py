@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyguide
+from pyguide.distances import Ridge
 from pyguide.ops import cuda, feature_space
 from pyguide.ops.contract import HIGHEST
 
@@ -103,3 +104,15 @@ def test_pairs_of_both_routes_are_put_in_order() -> None:
     with RefuseToWait():
         values = pyguide.cka_pairs([x, y, x], [x, y, x])
     torch.testing.assert_close(values, torch.ones(3))
+
+
+def test_ridge() -> None:
+    # Procrustes and Bures do wait, for the status of torch's decompositions.
+    x, y = torch.randn(10, 9, requires_grad=True), torch.randn(10, 80)
+    distance = Ridge(projection=0.9)
+    expected = distance([x, y], [y, x])  # draws the projection of y
+    with RefuseToWait():
+        values, flags = distance.values_and_flags([x, y], [y, x])
+        (gradient,) = torch.autograd.grad(values.sum(), x)
+    assert torch.equal(values, expected) and not flags.any()
+    assert gradient.isfinite().all() and gradient.any()

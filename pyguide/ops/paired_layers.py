@@ -32,11 +32,8 @@ class PairedLayers(NamedTuple):
 
     def stack(self, of_pairs: list[Tensor], dtype: torch.dtype) -> Tensor:
         """What each pair has, (P,)."""
-        return torch.stack(of_pairs) if of_pairs else self.empty(dtype)
-
-    def empty(self, dtype: torch.dtype) -> Tensor:
-        """The results of no pairs."""
-        return torch.empty(0, dtype=dtype, device=self.device)
+        empty = torch.empty(0, dtype=dtype, device=self.device)
+        return torch.stack(of_pairs) if of_pairs else empty
 
     def results(self, values: Tensor, flags: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Distances and flags of the pairs in their shape, and the distances in their type."""
