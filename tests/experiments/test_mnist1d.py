@@ -13,8 +13,6 @@ from pyguide.experiments.data import mnist1d as module
 from pyguide.experiments.data.mnist1d import VALIDATION_SIZE, generate, mnist1d
 from pyguide.experiments.errors import UserError
 
-pytestmark = pytest.mark.xdist_group("mnist1d")  # so that it is generated once
-
 
 @pytest.fixture(scope="module")
 def raw():
