@@ -50,7 +50,8 @@ class Procrustes(Distance):
 
     Everything is computed in float64. A layer of more than n features is replaced by a factor
     of its n x n Gram matrix, which costs one symmetric eigendecomposition; a pair costs one
-    singular value decomposition of at most n x n. On a GPU both wait for the device.
+    singular value decomposition of at most n x n. On a GPU both wait for the device; a device
+    without float64 (MPS) will not do.
     Invariant to orthogonal maps and shifts of either layer, and, if normalized, to their scale.
 
     Parameters
@@ -63,7 +64,9 @@ class Procrustes(Distance):
     -----
     Normalized, a pair with a degenerate layer (constant features) is at 2 with gradient 0.
     The gradient in X is that of the formula, ``2 (X - Y Q)`` unless normalized, and finite
-    for layers of any rank.
+    for layers of any rank. Directions along which a layer of more than n features varies by
+    less than ``sqrt(n 2^-52)`` of its largest singular value (2.4e-7 at n = 256) are rounding
+    and do not turn.
 
     Examples
     --------

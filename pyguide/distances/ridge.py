@@ -34,7 +34,7 @@ class Ridge(Distance):
 
     Everything is computed in float64 from n x n Gram matrices, by ``W = K_scored,fit (K_fit +
     penalty I)^-1`` with ``x_i B = (W Y_fit)_i``, each distinct layer's matrix and
-    factorisation once.
+    factorisation once. A device without float64 (MPS) will not do.
 
     Parameters
     ----------

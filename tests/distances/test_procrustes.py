@@ -106,12 +106,13 @@ def test_gradcheck_of_pairs_that_share_layers(normalized) -> None:
 
 
 @pytest.mark.parametrize("width", [10, 100])
-def test_invariances(width, related_layers) -> None:
+@pytest.mark.parametrize("scale", [3, 1e-15])
+def test_invariances(width, scale, related_layers) -> None:
     x, y = related_layers(30, [width, 25])
     rotation = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64))[0]
-    moved = 3 * x @ rotation + 50
+    moved = scale * (x @ rotation + 50)
     torch.testing.assert_close(Procrustes()([moved], [y]), Procrustes()([x], [y]))
-    own, unscaled = Procrustes()([moved], [x]), Procrustes(normalized=False)([moved / 3], [x])
+    own, unscaled = Procrustes()([moved], [x]), Procrustes(normalized=False)([moved / scale], [x])
     assert own < 1e-20 and unscaled < 1e-20 * x.square().sum()
 
 
