@@ -354,6 +354,12 @@ def test_errors_say_what_to_do(rows, options, error, message):
     assert not any(module._forward_hooks for module in net.modules())
 
 
+def test_a_network_that_changes_its_input_says_so(rows):
+    net = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 2))
+    with pytest.raises(RuntimeError, match="the first network changed its input in place"):
+        compare_networks(net, _mlp(), [rows])
+
+
 def test_a_network_without_layers_says_so(rows):
     with pytest.raises(ValueError, match="no layer of the first network can be compared"):
         compare_networks(nn.Linear(6, 2), data=[rows])
