@@ -219,7 +219,7 @@ class LayerGrams:
             warnings.warn(
                 f"layers of the {self._owner} were left out because the first axis of what they "
                 f"gave is not the batch of {self._n} samples: {left_out}",
-                stacklevel=4,
+                stacklevel=5,
             )
         self._settled = {call: _name(call, self._counts[call[0]] > 1) for call in self._grams}
         self._first_counts = self._counts
@@ -253,12 +253,6 @@ class LayerGrams:
                     f"{before} times in the first: only layers that every batch calls equally "
                     "often can be compared"
                 )
-        missing = [name for call, name in self._settled.items() if call not in self._grams]
-        if missing:
-            raise RuntimeError(
-                f"{', '.join(map(repr, missing))} of the {self._owner} called other modules in "
-                "this batch, but not in the first: name the layers to compare"
-            )
 
     def _remove_hooks(self) -> None:
         for handles in self._handles.values():
