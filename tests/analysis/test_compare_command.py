@@ -205,7 +205,7 @@ def test_quiet_prints_nothing(run, capsys):
     assert run("nets.py:constant", "--data", "x.npy", "--quiet") == 0
     assert capsys.readouterr() == ("", "")
     assert run("nets.py:constant", "--data", "x.npy", "--resume", "--no-plots") == 0
-    assert "without variation over the data: 1, 2" in capsys.readouterr().out
+    assert "without variation over the data in nets.py:constant: 1, 2" in capsys.readouterr().out
 
 
 def test_a_last_batch_that_is_too_small_is_told_in_one_line(run, capsys):
