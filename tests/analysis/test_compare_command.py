@@ -302,6 +302,14 @@ def test_mistakes_are_one_line(here, refused, argv, message):
     assert not (here / "out" / "similarity.json").exists()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_turns_out_damaged_is_named(here, refused, workers):
+    write_images(here / "images", 9)
+    (here / "images" / "8.png").write_bytes(b"no image")
+    argv = ["--data", "images", "--image-size", 4, "--workers", workers]
+    assert "images/8.png: cannot be read as an image" in refused("nets.py:Net", *argv)
+
+
 def test_weights_that_do_not_fit_are_named(here, run, refused):
     assert run("nets.py:Net", "--data", "x.npy", "--list-layers") == 0
     state = loaded(here).Net(classes=5).state_dict()
