@@ -11,6 +11,9 @@ import pyguide
 from pyguide.ops import feature_space, sample_space
 from pyguide.ops.contract import HIGHEST
 
+# Inductor takes seconds to start, so one worker of pytest-xdist runs all that use it.
+pytestmark = pytest.mark.xdist_group("inductor")
+
 
 @pytest.fixture(autouse=True)
 def _fresh_dynamo():

@@ -17,6 +17,9 @@ SANITIZED = (
     "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1",
 )
 
+# One worker of pytest-xdist runs these, so that none waits for another's build.
+ONE_BUILD = pytest.mark.xdist_group("emulator under AddressSanitizer")
+
 
 def run(program: object, *tests: str) -> subprocess.CompletedProcess[str]:
     # No options from outside: they could switch a check off.
@@ -53,11 +56,13 @@ def test_the_fibers_of_other_processors_are_right():
 
 
 @pytest.mark.slow
+@ONE_BUILD
 def test_it_is_right_under_address_sanitizer(sanitized):
     check_that_all_pass(sanitized)
 
 
 @pytest.mark.slow
+@ONE_BUILD
 @pytest.mark.parametrize(
     ("name", "report"),
     [

@@ -28,6 +28,8 @@ NATIVE = f"pyguide/_native{sysconfig.get_config_var('EXT_SUFFIX')}"
 CUDA = {"PYGUIDE_CUDA": "OFF" if cuda.not_built else "ON", "CUDAARCHS": "80-real"}
 PIP = ("-m", "pip", "--disable-pip-version-check")
 
+pytestmark = pytest.mark.xdist_group("packaging")  # so that each fixture builds once
+
 
 def run(*command: object, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Run ``command`` with this interpreter's scripts on the PATH and no PYTHONPATH."""

@@ -156,6 +156,7 @@ def test_one_native_call_for_all_tokens(monkeypatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("inductor")
 def test_compiled() -> None:
     x, y = torch.randn(8, 3, 4, requires_grad=True), torch.randn(8, 3, 6)
 

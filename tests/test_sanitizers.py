@@ -34,6 +34,11 @@ PLANTED = [
 ]
 
 
+def case(variant: str, *values: object, name: str):
+    """Arguments of a test of one variant; a worker of pytest-xdist runs all, and builds it once."""
+    return pytest.param(variant, *values, id=name, marks=pytest.mark.xdist_group(variant))
+
+
 def run(*command: object) -> subprocess.CompletedProcess[str]:
     # No options from outside: they could switch a check off.
     options = ("ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS", "LSAN_OPTIONS")
@@ -93,9 +98,8 @@ def binary(request, binaries, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     ("binary", "names"),
-    [(variant, TESTS.get(variant, [])) for variant in SANITIZERS],
+    [case(variant, TESTS.get(variant, []), name=variant) for variant in SANITIZERS],
     indirect=["binary"],
-    ids=SANITIZERS,
 )
 def test_the_native_tests_pass(binary, names):
     out = succeed(binary, *names)
@@ -103,7 +107,9 @@ def test_the_native_tests_pass(binary, names):
 
 
 @pytest.mark.parametrize(
-    ("binary", "name", "report"), PLANTED, indirect=["binary"], ids=[name for _, name, _ in PLANTED]
+    ("binary", "name", "report"),
+    [case(variant, name, report, name=name) for variant, name, report in PLANTED],
+    indirect=["binary"],
 )
 def test_a_planted_fault_is_found(binary, name, report):
     done = run(binary, name)

@@ -24,6 +24,9 @@ def read(path):
     return json.loads(path.read_text())
 
 
+pytestmark = pytest.mark.xdist_group("bench command")  # so that one run serves all
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The file of a quick run of two workloads, one of them at two sizes."""

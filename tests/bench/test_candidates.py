@@ -44,6 +44,7 @@ def test_a_candidate_agrees_with_the_reference(load, name):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("inductor")
 @pytest.mark.parametrize(("load", "name"), cases(compiles=True))
 def test_a_compiled_candidate_agrees_with_the_reference(load, name):
     torch.compiler.reset()

@@ -13,6 +13,8 @@ from pyguide.data import mnist1d as module
 from pyguide.data.mnist1d import VALIDATION_SIZE, generate, mnist1d
 from pyguide.errors import UserError
 
+pytestmark = pytest.mark.xdist_group("mnist1d")  # so that it is generated once
+
 
 @pytest.fixture(scope="module")
 def raw():

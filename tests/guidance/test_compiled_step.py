@@ -13,6 +13,8 @@ from pyguide.guidance import Guidance, gaussian_noise, schedules
 
 PAIRS = [("blocks.0.0", "blocks.0.0"), ("blocks.1.0", "blocks.1.0")]
 
+pytestmark = pytest.mark.xdist_group("inductor")
+
 
 @pytest.fixture(autouse=True)
 def _fresh_dynamo():
