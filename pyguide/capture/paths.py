@@ -11,6 +11,7 @@ from torch import nn
 __all__ = [
     "find_layer",
     "first_paths",
+    "is_glob",
     "matching_layers",
     "named_layers",
     "split_call",
@@ -83,6 +84,11 @@ def find_layer(layers: Mapping[str, nn.Module], path: str, owner: str) -> str:
     raise ValueError(
         f"the {owner} has no layer {path!r}; {hint or 'pyguide.list_layers lists its layers'}"
     )
+
+
+def is_glob(path: str, layers: Mapping[str, nn.Module]) -> bool:
+    """Whether a string means the layers that match it rather than one of that name."""
+    return path not in layers and any(symbol in path for symbol in "*?[")
 
 
 def matching_layers(layers: Mapping[str, nn.Module], pattern: str, owner: str) -> list[str]:

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from pyguide.capture.padding import filled
 from pyguide.capture.recorder import Captured, Source
 from pyguide.distances import Distance
 from pyguide.guidance import masking
@@ -107,8 +108,8 @@ class Comparison:
         return _distances(
             self.distance,
             [self.indices[p] for p in self._whole],
-            lambda i: masking.filled(xs[i].tensor, masking.valid(xs[i], mask)),
-            lambda j: masking.filled(ys[j].tensor, masking.valid(ys[j], mask)),
+            lambda i: filled(xs[i].tensor, masking.valid(xs[i], mask)),
+            lambda j: filled(ys[j].tensor, masking.valid(ys[j], mask)),
         )
 
     def _token_groups(

@@ -11,7 +11,6 @@ from pyguide.capture.recorder import Captured
 
 __all__ = [
     "check_mask",
-    "filled",
     "gathered",
     "position_groups",
     "same",
@@ -59,21 +58,6 @@ def valid_in_both(x: Captured, y: Captured, mask: Tensor | None) -> Tensor | Non
 def same(a: Tensor | None, b: Tensor | None) -> bool:
     """Whether two masks, or none, are equal. Reads masks that are two objects."""
     return a is b or (a is not None and b is not None and torch.equal(a, b))
-
-
-def filled(x: Tensor, mask: Tensor | None) -> Tensor:
-    """x with padding replaced by the mean of its position's valid samples.
-
-    A padded sample is then an average one there: centred, its features are zero and add
-    nothing to any inner product. A position without valid samples is zero everywhere.
-    """
-    if mask is None:
-        return x
-    mask = mask.reshape(*mask.shape, *[1] * (x.dim() - 2))
-    known = torch.where(mask, x, 0)
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    mean = known.sum(dim=0, keepdim=True, dtype=dtype) / mask.sum(dim=0, keepdim=True).clamp(min=1)
-    return torch.where(mask, x, mean.to(x.dtype))
 
 
 def position_groups(mask: Tensor, min_samples: int) -> Iterator[tuple[Tensor, Tensor | None]]:

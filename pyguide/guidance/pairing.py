@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 
 from torch import nn
 
-from pyguide.capture.paths import find_layer, first_paths, matching_layers
+from pyguide.capture.paths import find_layer, first_paths, is_glob, matching_layers
 from pyguide.capture.recorder import Extract, Source
 from pyguide.guidance import rules
 
@@ -187,7 +187,7 @@ class _List(Pairing):
         # For each listed pair and side: the matches of a glob; None for a path.
         self._matches = [
             tuple(
-                matching_layers(layers, path, owner) if _is_glob(path, layers) else None
+                matching_layers(layers, path, owner) if is_glob(path, layers) else None
                 for path, (owner, layers) in zip(pair.paths, self._layers.items(), strict=True)
             )
             for pair in self._listed
@@ -240,14 +240,10 @@ def _other_pairs(saved: object, given: object) -> ValueError:
     return ValueError(f"the state has the pairs {saved}, this Guidance was given {given}")
 
 
-def _is_glob(path: str, layers: Layers) -> bool:
-    return path not in layers and any(symbol in path for symbol in "*?[")
-
-
 def _found(pair: Pair, target: Layers, guide: Layers) -> Pair:
     """The pair with the paths as the networks have them; globs stay."""
     t, g = (
-        path if _is_glob(path, layers) else find_layer(layers, path, owner)
+        path if is_glob(path, layers) else find_layer(layers, path, owner)
         for path, layers, owner in (
             (pair.target, target, "target"),
             (pair.guide, guide, "guide"),

@@ -25,7 +25,15 @@ from pyguide.ops.contract import (
 )
 from pyguide.ops.views import DTYPE_CODES, Outputs, view_of
 
-__all__ = ["alignment", "alignment_backward", "apply", "gram", "gram_backward", "stats_shape"]
+__all__ = [
+    "alignment",
+    "alignment_backward",
+    "apply",
+    "centered_grams",
+    "gram",
+    "gram_backward",
+    "stats_shape",
+]
 
 # Empty: the best that this CPU has. Tests set it to run every instance that is compiled in.
 instruction_set = ""
@@ -61,6 +69,13 @@ def _gram(
 def gram(layers: Sequence[Tensor], *, center: bool, precision: int = HIGHEST) -> Tensor:
     """Gram matrices of L layers, H-centred if ``center``: (L, n, n)."""
     return _gram(layers, CENTER_H if center else CENTER_NONE)[0]
+
+
+def centered_grams(
+    layers: Sequence[Tensor], *, debiased: bool, precision: int = HIGHEST
+) -> tuple[Tensor, Tensor]:
+    """Centred Gram matrices K° (L, n, n), and tr(Kc) and ||K°||^2 of each: (L, 2) float64."""
+    return _gram(layers, CENTER_U if debiased else CENTER_H)
 
 
 def alignment(

@@ -25,7 +25,15 @@ from pyguide.ops.contract import (
 )
 from pyguide.ops.views import DTYPE_CODES, Outputs, view_of
 
-__all__ = ["alignment", "alignment_backward", "apply", "gram", "gram_backward", "stats_shape"]
+__all__ = [
+    "alignment",
+    "alignment_backward",
+    "apply",
+    "centered_grams",
+    "gram",
+    "gram_backward",
+    "stats_shape",
+]
 
 # Above so many samples one n x n matrix fills a GPU: layers then follow one another, so that
 # workspace and coefficients do not grow with their number.
@@ -47,6 +55,14 @@ def stats_shape(matrices: int, n: int) -> tuple[int, ...]:
 def gram(layers: Sequence[Tensor], *, center: bool, precision: int = HIGHEST) -> Tensor:
     """Gram matrices of L layers, H-centred if ``center``: (L, n, n)."""
     return _gram(layers, CENTER_H if center else CENTER_NONE, False, precision)[0]
+
+
+def centered_grams(
+    layers: Sequence[Tensor], *, debiased: bool, precision: int = HIGHEST
+) -> tuple[Tensor, Tensor]:
+    """Centred Gram matrices K° (L, n, n), and tr(Kc) and ||K°||^2 of each: (L, 2) float64."""
+    grams, stats, _ = _gram(layers, CENTER_U if debiased else CENTER_H, False, precision)
+    return grams, stats.sum(dim=1)
 
 
 def alignment(

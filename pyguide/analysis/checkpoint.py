@@ -1,0 +1,119 @@
+"""Sums of a comparison in a file, from which an interrupted one goes on."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyguide.analysis.layer_grams import LayerGrams
+from pyguide.analysis.streaming import StreamingCKA
+from pyguide.torch_files import load_tensors, save_tensors
+
+__all__ = ["Checkpoint"]
+
+_SECONDS = 30.0
+
+# The same batch of the same networks: CKA differs by the rounding of another machine at most.
+_TOLERANCE = 1e-3
+
+
+class Checkpoint:
+    """Writes the sums now and then, and says which batches an earlier call counted.
+
+    Parameters
+    ----------
+    path : str, Path or None
+        The file; None writes nothing.
+    sums : StreamingCKA
+        Gets the sums of the file, if there is one.
+
+    Raises
+    ------
+    ValueError
+        If the file is of another estimator.
+    pyguide.torch_files.DamagedFile
+        If it is damaged.
+    """
+
+    def __init__(self, path: str | Path | None, sums: StreamingCKA) -> None:
+        self._path = None if path is None else Path(path)
+        self._sums = sums
+        self._sizes: list[int] = []
+        self._seen = 0
+        self._first: dict[str, Any] | None = None
+        self._written = time.monotonic()
+        if self._path is not None and self._path.exists():
+            saved = load_tensors(self._path)
+            sums.load_state_dict(saved["sums"])
+            self._sizes, self._first = saved["sizes"], saved["first"]
+
+    def next(self, n: int) -> bool:
+        """Whether the next batch, of n samples, was counted before.
+
+        Raises
+        ------
+        ValueError
+            If its size differs from then.
+        """
+        self._seen += 1
+        if self._seen > len(self._sizes):
+            self._sizes.append(n)
+            return False
+        if self._sizes[self._seen - 1] != n:
+            raise self._other(
+                f"batch {self._seen} has {n} samples, it had {self._sizes[self._seen - 1]}"
+            )
+        return True
+
+    def check(self, rows: LayerGrams, columns: LayerGrams | None, batch: StreamingCKA) -> None:
+        """Compare the first counted batch with what it was, or keep it for a later call.
+
+        Raises
+        ------
+        ValueError
+            If the layers or their similarities differ.
+        """
+        now: dict[str, Any] = {
+            "rows": list(rows.names),
+            "columns": None if columns is None else list(columns.names),
+            "values": batch.compute().cpu(),
+        }
+        if self._first is None:
+            self._first = now
+            return
+        for side in ("rows", "columns"):
+            if now[side] != self._first[side]:
+                raise self._other(f"the layers of its {side} were {self._first[side]}")
+        if not torch.allclose(
+            now["values"], self._first["values"], rtol=0, atol=_TOLERANCE, equal_nan=True
+        ):
+            raise self._other("the first batch has other similarities")
+
+    def write(self) -> None:
+        """Write the sums, if the last time is long ago."""
+        if self._path is not None and time.monotonic() - self._written >= _SECONDS:
+            state = {"sums": self._sums.state_dict(), "sizes": self._sizes, "first": self._first}
+            save_tensors(self._path, state)
+            self._written = time.monotonic()
+
+    def close(self) -> None:
+        """Remove the file.
+
+        Raises
+        ------
+        ValueError
+            If an earlier call counted batches that did not come.
+        """
+        if self._seen < len(self._sizes):
+            raise self._other(f"there were {self._seen} batches, it counted {len(self._sizes)}")
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _other(self, difference: str) -> ValueError:
+        return ValueError(
+            f"{self._path} is of another comparison: {difference}. Go on with the same networks, "
+            "layers and data in the same order, or remove the file"
+        )

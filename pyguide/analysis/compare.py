@@ -1,0 +1,203 @@
+"""Comparing every layer of one network with every layer of another over a data set."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyguide.analysis.batches import inputs_of
+from pyguide.analysis.checkpoint import Checkpoint
+from pyguide.analysis.layer_grams import LayerGrams
+from pyguide.analysis.progress import Progress, shown
+from pyguide.analysis.similarity import LayerSimilarity
+from pyguide.analysis.streaming import StreamingCKA, is_too_small
+from pyguide.ops.hsic import least_samples
+
+__all__ = ["compare_networks"]
+
+Layers = str | Sequence[str] | None
+
+
+def compare_networks(
+    first: nn.Module,
+    second: nn.Module | None = None,
+    data: Iterable[Any] | None = None,
+    *,
+    layers: Layers = None,
+    second_layers: Layers = None,
+    debiased: bool = True,
+    precision: str | None = None,
+    device: torch.device | str | None = None,
+    max_samples: int | None = None,
+    progress: Progress = False,
+    names: tuple[str, str] = ("first", "second"),
+    checkpoint: str | Path | None = None,
+) -> LayerSimilarity:
+    """Linear CKA of every layer of one network with every layer of another over a data set.
+
+    Each network sees each batch once, in eval mode and without gradient, and is left as it was.
+    A layer's Gram matrix is computed as soon as the layer returns, so no activation is kept: the
+    memory is that of a forward pass and n x n numbers a layer, n the batch size. Over the batches
+    HSIC is summed in float64, see :class:`StreamingCKA`.
+
+    Parameters
+    ----------
+    first, second : nn.Module
+        The networks, on any devices. Without `second` the first is compared with itself, on one
+        forward pass a batch.
+    data : iterable
+        Batches, of a DataLoader say: a tensor (n, ...), a tuple or list whose first item is the
+        input (labels are not looked at), or a dict of keyword arguments. An input that is itself
+        a tuple is several arguments. Read once, in order.
+    layers, second_layers : str or sequence of str, optional
+        Paths of layers (``"layer1.0.conv1"``), single calls of layers that are called several
+        times (``"relu:1"`` is the second), or globs: ``*`` and ``?`` stand for characters of one
+        part of a path, ``**`` for any number of parts. By default every module that is called
+        and calls no other; those that give no tensor of floating point are left out, and with a
+        warning those that give one whose first axis is not the batch. Without `second`, giving
+        `second_layers` compares some layers of the network with others of it.
+    debiased : bool
+        The debiased estimator, which needs batches of at least 4 samples and hardly depends on
+        their size; else the biased one, which does: see :class:`StreamingCKA`.
+    precision : {"highest", "high", "medium"}, optional
+        How GPUs multiply float32 features, see :func:`pyguide.cka_pairs`.
+    device : torch.device or str, optional
+        Where inputs go; by default to each network's first parameter. Networks are not moved.
+    max_samples : int, optional
+        Stop after so many; the last batch is cut.
+    progress : bool or callable
+        Whether to show a bar (needs tqdm); or a function of the number of batches done and their
+        total, None if `data` has no length.
+    names : (str, str)
+        What the networks are called, in the result and in messages.
+    checkpoint : str or Path, optional
+        A file for the sums, written at most every 30 seconds and removed at the end. A call
+        that finds it goes on after the batches that were counted. For that `data` must give the
+        same batches in the same order: without shuffling, or with a seed.
+
+    Returns
+    -------
+    LayerSimilarity
+        Values (L1, L2) float64 on the CPU; layers in the order in which they run, a layer that
+        is called several times once for each call (``"relu:0"``, ``"relu:1"``).
+
+    Raises
+    ------
+    TypeError, ValueError
+        Before any forward pass: for what is no network, no layer that a path or glob means, no
+        batches. In the first: for a named layer that is not called, or whose output is not one
+        tensor of floating point with the batch as first axis.
+    RuntimeError
+        If a layer is called more or less often in a later batch than in the first.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyguide.analysis import compare_networks
+    >>> def network(width):
+    ...     return torch.nn.Sequential(
+    ...         torch.nn.Linear(8, width), torch.nn.ReLU(), torch.nn.Linear(width, 2)
+    ...     )
+    >>> batches = torch.randn(200, 8).split(50)
+    >>> similarity = compare_networks(network(16), network(32), batches, layers=["0", "2"])
+    >>> similarity.rows, similarity.columns, similarity.values.shape
+    (('0', '2'), ('0', '1', '2'), torch.Size([2, 3]))
+    """
+    data = _checked(first, second, data, max_samples, debiased)
+    if second is None and second_layers is not None:
+        second = first
+    options: dict[str, Any] = {
+        "debiased": debiased,
+        "precision": precision,
+        "device": None if device is None else torch.device(device),
+    }
+    sums = StreamingCKA(debiased=debiased, precision=precision)
+    saved = Checkpoint(checkpoint, sums)
+    rows = LayerGrams(first, layers, f"{names[0]} network", **options)
+    columns = None
+    if second is not None:
+        columns = LayerGrams(second, second_layers, f"{names[1]} network", **options)
+    batch_size = 0
+    with rows, columns or contextlib.nullcontext():
+        for inputs, n in shown(inputs_of(data, max_samples), _length(data), progress):
+            batch_size = max(batch_size, n)
+            counted = saved.next(n)
+            if is_too_small(n, debiased, stacklevel=3) or (counted and rows.settled):
+                continue
+            is_first = not rows.settled
+            grams = rows(inputs, n), columns(inputs, n) if columns else None
+            if is_first:
+                batch = StreamingCKA(debiased=debiased)
+                batch.update_grams(*grams)
+                saved.check(rows, columns, batch)
+            if not counted:
+                sums.update_grams(*grams)
+                saved.write()
+    if not batch_size:
+        raise ValueError("data gave no batch: a generator or iterator can be read only once")
+    values = sums.compute().cpu()
+    saved.close()
+    return _similarity(values, sums, rows, columns or rows, names, batch_size, columns is None)
+
+
+def _similarity(
+    values: Tensor,
+    sums: StreamingCKA,
+    rows: LayerGrams,
+    columns: LayerGrams,
+    names: tuple[str, str],
+    batch_size: int,
+    with_itself: bool,
+) -> LayerSimilarity:
+    of_rows, of_columns = (flags.tolist() for flags in sums.degenerate())
+    return LayerSimilarity(
+        values=values,
+        rows=rows.names,
+        columns=columns.names,
+        row_shapes=rows.shapes,
+        column_shapes=columns.shapes,
+        names=names,
+        samples=sums.samples,
+        batches=sums.batches,
+        debiased=sums.debiased,
+        degenerate_rows=_chosen(rows.names, of_rows),
+        degenerate_columns=_chosen(columns.names, of_columns),
+        batch_size=batch_size,
+        with_itself=with_itself,
+    )
+
+
+def _chosen(names: tuple[str, ...], flags: list[bool]) -> tuple[str, ...]:
+    return tuple(name for name, flag in zip(names, flags, strict=True) if flag)
+
+
+def _checked(
+    first: Any, second: Any, data: Any, max_samples: int | None, debiased: bool
+) -> Iterable[Any]:
+    for name, network in (("first", first), ("second", second)):
+        if not isinstance(network, nn.Module) and not (network is None and name == "second"):
+            raise TypeError(
+                f"{name} must be a torch.nn.Module, got {type(network).__name__}; to compare a "
+                "network with itself: compare_networks(network, data=loader)"
+            )
+    if data is None or isinstance(data, Tensor) or not isinstance(data, Iterable):
+        raise TypeError(
+            f"data must be an iterable of batches, got {type(data).__name__}; for a tensor of all "
+            "inputs: data=inputs.split(256)"
+        )
+    least = least_samples(debiased)
+    if max_samples is not None and max_samples < least:
+        raise ValueError(f"max_samples must be at least {least}, got {max_samples}")
+    return data
+
+
+def _length(data: Iterable[Any]) -> int | None:
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except TypeError:
+        return None

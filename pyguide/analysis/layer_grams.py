@@ -1,0 +1,288 @@
+"""Centred Gram matrices of a network's layers, computed while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyguide.analysis.batches import on_device
+from pyguide.capture.layers import call_model, undisturbed
+from pyguide.capture.outputs import activations, time_first_layers
+from pyguide.capture.padding import filled
+from pyguide.capture.paths import (
+    find_layer,
+    first_paths,
+    is_glob,
+    matching_layers,
+    named_layers,
+    split_call,
+    unwrapped,
+)
+from pyguide.ops.hsic import CenteredGram, centered_grams
+from pyguide.ops.inputs import check_layers
+
+__all__ = ["LayerGrams"]
+
+# One call of a layer: its path, and 0 for the first call in a forward pass.
+_Call = tuple[str, int]
+
+
+class LayerGrams:
+    """Runs a network batch by batch and gives the centred Gram matrix of each of its layers.
+
+    A Gram matrix is computed as soon as the layer returns, so that no activation lives longer
+    than in the network itself, and nothing that follows can change it in place.
+
+    As a context manager it puts the network into eval mode, without gradient, and leaves it as
+    it was. The first batch settles which layers there are, and their order.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network.
+    layers : str, sequence of str or None
+        Paths, calls of paths and globs; None is every module in which no other is called.
+    owner : str
+        What messages call the network.
+    debiased : bool
+        The estimator.
+    precision : str or None
+        See :func:`pyguide.cka_pairs`.
+    device : torch.device or None
+        Where inputs go; by default to the network's first parameter or buffer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: str | Sequence[str] | None,
+        owner: str,
+        *,
+        debiased: bool,
+        precision: str | None,
+        device: torch.device | None,
+    ) -> None:
+        self._model = model
+        self._owner = owner
+        self._modules = named_layers(model)
+        self._wanted = None if layers is None else _wanted(self._modules, layers, owner)
+        self._gram = partial(centered_grams, debiased=debiased, precision=precision)
+        self._device = _input_device(model, device, owner)
+        self._settled: dict[_Call, str] = {}
+        self._shapes: dict[_Call, tuple[int, ...]] = {}
+        self._open: list[bool] = []
+        self._left_out: dict[_Call, tuple[int, ...]] = {}
+        self._clear(0)
+
+    @property
+    def settled(self) -> bool:
+        """Whether a batch has settled the layers."""
+        return bool(self._settled)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The layers in the order in which they finished in the first batch."""
+        return tuple(self._settled.values())
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Their shapes in the first batch, without the batch axis."""
+        return tuple(self._shapes[call] for call in self._settled)
+
+    def __enter__(self) -> LayerGrams:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(undisturbed(self._model, ()))
+            time_first = time_first_layers(self._model)
+            paths = first_paths(self._modules) if self._wanted is None else self._wanted
+            self._handles = {}
+            for path in paths:
+                module = self._modules[path]
+                returned = partial(self._returned, path, unwrapped(module) in time_first)
+                self._handles[path] = [module.register_forward_hook(returned)]
+                if self._wanted is None:
+                    self._handles[path].append(module.register_forward_pre_hook(self._called))
+            stack.callback(self._remove_hooks)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+    def __call__(self, inputs: Any, n: int) -> list[CenteredGram]:
+        """The Gram matrices for one batch of n samples, in the order of `names`."""
+        self._clear(n)
+        self._running = True
+        try:
+            call_model(self._model, on_device(inputs, self._device))
+        finally:
+            self._running = False
+        if self._settled:
+            self._check_calls()
+        else:
+            self._settle()
+        return [self._grams.pop(call) for call in self._settled]
+
+    def _clear(self, n: int) -> None:
+        self._n = n
+        self._grams: dict[_Call, CenteredGram] = {}
+        self._counts: Counter[str] = Counter()
+        self._running = False
+
+    def _called(self, module: nn.Module, args: Any) -> None:
+        """Before a module runs: until it returns, a call of another makes it a container."""
+        if self._running:
+            self._open.append(False)
+
+    def _returned(
+        self, path: str, time_first: bool, module: nn.Module, args: Any, output: Any
+    ) -> None:
+        if not self._running:  # the other network may have this module too
+            return
+        call = (path, self._counts[path])
+        self._counts[path] += 1
+        if self._open:
+            is_container = self._open.pop()
+            if self._open:
+                self._open[-1] = True
+            if is_container:
+                return
+        if self._settled:
+            wanted = call in self._settled
+        else:
+            wanted = self._wanted is None or not {None, call[1]}.isdisjoint(self._wanted[path])
+        if wanted:
+            self._record(call, *activations(output, time_first), output)
+
+    def _record(self, call: _Call, x: Tensor | None, mask: Tensor | None, output: Any) -> None:
+        layer = f"layer {_name(call, call[1] > 0)!r} of the {self._owner}"
+        by_default = self._wanted is None and not self._settled
+        if x is None or not x.is_floating_point():
+            if by_default:
+                return
+            raise TypeError(
+                f"{layer} gave {type(output).__name__ if x is None else x.dtype}: one tensor of "
+                "floating point is needed; compare a layer inside or after it"
+            )
+        if x.dim() == 0 or x.size(0) != self._n:
+            if by_default:
+                self._left_out[call] = tuple(x.shape)
+                return
+            raise ValueError(
+                f"{layer} gave {tuple(x.shape)} for a batch of {self._n} samples: the first axis "
+                "must be the batch; compare other layers"
+            )
+        check_layers([(layer, [x])], min_samples=0)
+        (gram,) = self._gram([filled(x, mask)])
+        device = self._device
+        # Parts of a network may be on other devices. MPS has no float64: its matrices are on CPUs.
+        if device is not None and device.type != "mps":
+            gram = CenteredGram(*(t.to(device) for t in gram))
+        self._grams[call] = gram
+        if not self._settled:
+            self._shapes[call] = tuple(x.shape[1:])
+
+    def _settle(self) -> None:
+        if self._wanted is not None:
+            self._check_wanted(self._wanted)
+        if not self._grams:
+            raise ValueError(
+                f"no layer of the {self._owner} can be compared: none of its submodules was called "
+                "and gave a tensor of floating point whose first axis is the batch"
+            )
+        if self._left_out:
+            warnings.warn(
+                f"layers of the {self._owner} were left out because the first axis of what they "
+                f"gave is not the batch of {self._n} samples: "
+                + ", ".join(f"{_name(c, c[1] > 0)!r} {s}" for c, s in self._left_out.items()),
+                stacklevel=4,
+            )
+        self._settled = {call: _name(call, self._counts[call[0]] > 1) for call in self._grams}
+        self._first_counts = self._counts
+        kept = {path for path, _ in self._settled}
+        for path in self._handles.keys() - kept:
+            for handle in self._handles.pop(path):
+                handle.remove()
+        for _, *before in self._handles.values():
+            for handle in before:
+                handle.remove()
+
+    def _check_wanted(self, wanted: Mapping[str, set[int | None]]) -> None:
+        missing = [
+            _name((path, call or 0), call is not None)
+            for path, calls in wanted.items()
+            for call in calls
+            if self._counts[path] <= (call or 0)
+        ]
+        if missing:
+            raise ValueError(
+                f"{', '.join(map(repr, missing))} of the {self._owner} was not called: name layers "
+                "that the forward pass in eval mode calls (':0' is the first call of a layer)"
+            )
+
+    def _check_calls(self) -> None:
+        for path in dict.fromkeys(path for path, _ in self._settled):
+            now, before = self._counts[path], self._first_counts[path]
+            if now != before:
+                raise RuntimeError(
+                    f"layer {path!r} of the {self._owner} was called {now} times in this batch and "
+                    f"{before} times in the first: only layers that every batch calls equally "
+                    "often can be compared"
+                )
+        missing = [name for call, name in self._settled.items() if call not in self._grams]
+        if missing:
+            raise RuntimeError(
+                f"{', '.join(map(repr, missing))} of the {self._owner} called other modules in "
+                "this batch, but not in the first: name the layers to compare"
+            )
+
+    def _remove_hooks(self) -> None:
+        for handles in self._handles.values():
+            for handle in handles:
+                handle.remove()
+        self._handles = {}
+
+
+def _wanted(
+    modules: Mapping[str, nn.Module], layers: str | Sequence[str], owner: str
+) -> dict[str, set[int | None]]:
+    """The calls that are named of each path; None stands for all."""
+    wanted: dict[str, set[int | None]] = {}
+    for path in [layers] if isinstance(layers, str) else layers:
+        if is_glob(path, modules):
+            calls: list[tuple[str, int | None]] = [
+                (match, None) for match in matching_layers(modules, path, owner)
+            ]
+        else:
+            found = find_layer(modules, path, owner)
+            calls = [(found, None) if found in modules else split_call(found)]
+        for match, call in calls:
+            wanted.setdefault(match, set()).add(call)
+    if not wanted:
+        raise ValueError(f"no layers of the {owner} are named: give paths or globs, or None")
+    return wanted
+
+
+def _name(call: _Call, repeated: bool) -> str:
+    return f"{call[0]}:{call[1]}" if repeated else call[0]
+
+
+def _input_device(model: nn.Module, device: torch.device | None, owner: str) -> torch.device | None:
+    """The device, which the network must be on; None is that of its first tensor, if any."""
+    places = {t.device: None for t in (*model.parameters(), *model.buffers())}
+    if device is None:
+        return next(iter(places), None)
+    if places and not any(
+        device.type == place.type and device.index in (None, place.index) for place in places
+    ):
+        raise ValueError(
+            f"the {owner} is on {', '.join(map(str, places))}, device is {device}: move the "
+            "network there first, or leave device out"
+        )
+    return device
