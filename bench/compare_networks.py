@@ -11,7 +11,8 @@ table a case; ``--out`` also writes JSON, which ``--resume`` continues::
 
 Networks are not trained; the statistics of their BatchNorm layers are those of the images.
 torch-cka compares one batch only, as do the others beside it, and runs under no_grad, without which
-it keeps every graph. A case whose network or library is not installed is left out.
+it keeps every graph. A library that is not installed is
+left out.
 """
 
 from __future__ import annotations
@@ -40,7 +41,6 @@ from pyguide.bench import result as results
 from pyguide.bench.device import CPU
 from pyguide.bench.machine import describe
 from pyguide.bench.memory import in_own_process, memory_of
-from pyguide.bench.timing import Plan, Timed, time_interleaved
 from pyguide.capture.paths import matching_layers, named_layers
 from pyguide.data.mnist5000 import mnist5000
 from pyguide.experiments.networks import ResNet, WideFCN
@@ -53,76 +53,67 @@ TOLERANCE = 1e-3
 
 # Modules that are called once, in which the libraries do not differ.
 _RESNET_LAYERS = (
-    "conv1",
-    "bn1",
-    "relu",
-    *("layer*.*", "layer*.*.conv*", "layer*.*.bn*", "layer*.*.downsample.*"),
-    "avgpool",
-    "fc",
+    *("conv1", "bn1", "relu", "layer*.*", "layer*.*.conv*", "layer*.*.bn*"),
+    *("layer*.*.downsample.*", "avgpool", "fc"),
 )
+_FCN_LAYERS = ("*.*", "3")
 
 
-def resnet18(seed: int, *, quick: bool) -> nn.Module:
+def resnet18(seed: int, quick: bool) -> nn.Module:
     """For images of 32 pixels: a 3 x 3 stem that keeps their size."""
+    return _resnet(seed, quick, "small")
+
+
+def imagenet_resnet18(seed: int, quick: bool) -> nn.Module:
+    """Quarters the image first."""
+    return _resnet(seed, quick, "imagenet")
+
+
+def in_place_resnet18(seed: int, quick: bool) -> nn.Module:
+    """ImageNet's as torchvision has it: its ReLUs work in place."""
+    model = _resnet(seed, quick, "imagenet")
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
+    return model
+
+
+def _resnet(seed: int, quick: bool, stem: str) -> nn.Module:
     torch.manual_seed(seed)
     stages, width = ([1, 1], 8) if quick else ([2, 2, 2, 2], 64)
-    return ResNet(stages, width=width, classes=10, stem="small")
+    return ResNet(stages, width=width, classes=10, stem=stem)
 
 
-def torchvision_resnet18(seed: int, *, quick: bool) -> nn.Module:
-    """For ImageNet: it quarters the image first, and its ReLUs work in place."""
-    from torchvision.models import resnet18
-
-    torch.manual_seed(seed)
-    return resnet18(num_classes=10)
-
-
-def wide_fcn(seed: int, *, quick: bool) -> nn.Module:
+def wide_fcn(seed: int, quick: bool) -> nn.Module:
     """Three hidden layers of 8192 units."""
     torch.manual_seed(seed)
     return WideFCN(in_features=3 * 32 * 32, width=64 if quick else 8192, classes=10)
 
 
-class Network(NamedTuple):
-    """How a network is made, and which of its layers are compared."""
-
-    make: Callable[..., nn.Module]
-    layers: Sequence[str]
-    package: str = "pyguide"
-
-
-RESNET = Network(resnet18, _RESNET_LAYERS)
-TORCHVISION = Network(torchvision_resnet18, _RESNET_LAYERS, "torchvision")
-WIDE = Network(wide_fcn, ("*.*", "3"))
-
-
 @dataclass(frozen=True)
 class Case:
-    """Two networks and the batches they are compared over."""
+    """Two networks and the batches that they are compared over."""
 
-    name: str
     description: str
-    first: Network
-    second: Network
+    first: Callable[[int, bool], nn.Module]
+    second: Callable[[int, bool], nn.Module]
     batches: int
     candidates: tuple[str, ...] = ("forward", "pyguide", "pytorch-cka")
 
 
 CASES = {
-    case.name: case
-    for case in (
-        Case("resnets", "two ResNet-18 for images of 32 pixels", RESNET, RESNET, 2),
-        Case("wide", "a wide FCN and a ResNet-18", WIDE, RESNET, 2),
-        Case("torchvision", "two torchvision ResNet-18", TORCHVISION, TORCHVISION, 8),
-        Case(
-            "resnets-one-batch",
-            "two ResNet-18 for images of 32 pixels",
-            RESNET,
-            RESNET,
-            1,
-            ("forward", "pyguide", "pytorch-cka", "torch-cka"),
-        ),
-    )
+    "resnets": Case("two ResNet-18 for images of 32 pixels", resnet18, resnet18, 1),
+    "wide": Case("a wide FCN and a ResNet-18 for images of 32 pixels", wide_fcn, resnet18, 1),
+    "in-place": Case(
+        "two ResNet-18 for ImageNet, ReLU in place", in_place_resnet18, in_place_resnet18, 4
+    ),
+    "one-batch": Case(
+        "two ResNet-18 for ImageNet",
+        imagenet_resnet18,
+        imagenet_resnet18,
+        1,
+        ("forward", "pyguide", "pytorch-cka", "torch-cka"),
+    ),
 }
 
 
@@ -149,12 +140,13 @@ def prepare(case: Case, *, quick: bool) -> Problem:
     images, labels = images[: n * case.batches], labels[: n * case.batches]
     images = F.interpolate(images, size=32, mode="bilinear").expand(-1, 3, -1, -1).contiguous()
     networks, layers = [], []
-    for seed, network in enumerate((case.first, case.second)):
-        model = network.make(seed, quick=quick)
+    for seed, make in enumerate((case.first, case.second)):
+        model = make(seed, quick)
         _set_statistics(model, images[:n])
         networks.append(model.eval())
         found = named_layers(model)
-        wanted = {path for glob in network.layers for path in matching_layers(found, glob, "model")}
+        globs = _FCN_LAYERS if isinstance(model, WideFCN) else _RESNET_LAYERS
+        wanted = {path for glob in globs for path in matching_layers(found, glob, "model")}
         layers.append([x.path for x in list_layers(model, images[:2]) if x.path in wanted])
     loader = DataLoader(TensorDataset(images, labels), batch_size=n)
     return Problem((networks[0], networks[1]), (layers[0], layers[1]), loader)
@@ -249,13 +241,15 @@ def _torch_cka(problem: Problem) -> Matrix:
 class Candidate(NamedTuple):
     run: Callable[[Problem], Matrix | None]
     module: str = "pyguide"
+    #: Samples, at most.
+    rounds: int = 1_000
 
 
 CANDIDATES = {
     "forward": Candidate(_forward),
     "pyguide": Candidate(_pyguide),
     "pytorch-cka": Candidate(_pytorch_cka, "cka"),
-    "torch-cka": Candidate(_torch_cka, "torch_cka"),
+    "torch-cka": Candidate(_torch_cka, "torch_cka", rounds=3),
 }
 
 
@@ -285,38 +279,40 @@ def memory(case: str, candidate: str, quick: bool) -> dict[str, int] | str:
     return memory_of(lambda: CANDIDATES[candidate].run(problem))
 
 
-def measure(case: Case, plan: Plan, *, quick: bool) -> dict[str, Any]:
-    """One entry of the result."""
-    problem = prepare(case, quick=quick)
-    expected = exact(problem)
-    rows: list[dict[str, Any]] = []
-    timed: dict[str, Timed] = {}
-    for name in case.candidates:
-        candidate = CANDIDATES[name]
-        if importlib.util.find_spec(candidate.module) is None:
-            continue
-        start = time.perf_counter()
-        found = candidate.run(problem)
-        timed[name] = Timed(candidate.run, time.perf_counter() - start)
-        rows.append({"candidate": name})
-        if found is not None:
-            rows[-1]["error"] = errors(found, problem, expected)
-    time_interleaved(list(timed.values()), problem, plan, lambda done: None)
+def measure(
+    case: str, rounds: int, quick: bool, entry: dict[str, Any], save: Callable[[], None]
+) -> None:
+    """Fill in what an entry of the result does not have yet, and save after every step."""
+    problem = prepare(CASES[case], quick=quick)
+    entry["n"], entry["layers"] = problem.loader.batch_size, list(map(len, problem.layers))
+    rows = entry["rows"]
+    expected = exact(problem) if not all("samples" in row for row in rows) else None
     for row in rows:
-        name = row["candidate"]
-        row["samples"] = timed[name].samples
-        row["memory"] = in_own_process(
-            memory, case.name, name, quick, threads=torch.get_num_threads()
-        )
+        found = CANDIDATES[row["candidate"]].run(problem)  # the first call, which is not timed
+        if expected is not None:
+            row["samples"] = []
+            row["error"] = found and errors(found, problem, expected)
+    save()
+    for r in range(len(rows[0]["samples"]), rounds):
+        taken = [_timed(row, problem, r) for row in rows[r % len(rows) :] + rows[: r % len(rows)]]
+        for row, seconds in taken:
+            row["samples"] += seconds
+        save()
+    for row in rows:
+        if "memory" not in row:
+            arguments = memory, case, row["candidate"], quick
+            row["memory"] = in_own_process(*arguments, threads=torch.get_num_threads())
+            save()
     _summarize(rows)
-    return {
-        "case": case.name,
-        "description": case.description,
-        "n": problem.loader.batch_size,
-        "batches": case.batches,
-        "layers": [len(layers) for layers in problem.layers],
-        "rows": rows,
-    }
+
+
+def _timed(row: dict[str, Any], problem: Problem, r: int) -> tuple[dict[str, Any], list[float]]:
+    candidate = CANDIDATES[row["candidate"]]
+    if r >= candidate.rounds:
+        return row, []
+    start = time.perf_counter()
+    candidate.run(problem)
+    return row, [time.perf_counter() - start]
 
 
 def _summarize(rows: list[dict[str, Any]]) -> None:
@@ -324,8 +320,7 @@ def _summarize(rows: list[dict[str, Any]]) -> None:
     forward = rows[0]["samples"]
     for row in rows:
         row["seconds"] = results.spread(row["samples"])
-        # A candidate slower than the budget is called once.
-        pairs = zip(row["samples"], forward, strict=len(row["samples"]) > 1)
+        pairs = zip(row["samples"], forward, strict=False)  # slow ones have fewer
         row["beyond"] = results.spread([whole - passes for whole, passes in pairs])
     ours = next(row for row in rows if row["candidate"] == "pyguide")
     for row in rows:
@@ -340,7 +335,7 @@ def table(entry: dict[str, Any]) -> str:
     """Medians and quartiles, in Markdown."""
     first, second = entry["layers"]
     lines = [
-        f"{entry['description']}: {first} x {second} layers, {entry['batches']} batches of "
+        f"{entry['description']}: {first} x {second} layers, batches: {entry['batches']} of "
         f"{entry['n']}\n",
         "| | whole call (s) | beyond the forward passes (s) | whole / pyguide | beyond / pyguide "
         "| peak memory (MiB) | largest error | error by place |",
@@ -371,45 +366,46 @@ def _new_result(args: argparse.Namespace) -> dict[str, Any]:
         "quick": args.quick,
         "finished": False,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "options": {"case": args.case, "rounds": args.rounds, "budget": args.budget},
+        "options": {"case": args.case, "rounds": args.rounds},
         **describe(CPU(quick=args.quick), args.commit),
         "aims": AIMS,
-        "cases": [],
+        "cases": {},
     }
-    for package in ("torch-cka", "torchvision"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            result["versions"][package] = metadata.version(package)
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        result["versions"]["torch-cka"] = metadata.version("torch-cka")
     return result
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure what is not yet in the file, and write it after every case."""
+def run(args: argparse.Namespace) -> None:
+    """Measure what is not yet in the file."""
     torch.set_num_threads(args.threads or torch.get_num_threads())
     result = _new_result(args)
     if args.resume:
         result = results.resume(args.out, result)
-    finished = {entry["case"] for entry in result["cases"]}
-    for name in args.case:
-        case = CASES[name]
-        packages = {case.first.package, case.second.package}
-        if name in finished or not all(map(importlib.util.find_spec, packages)):
-            continue
-        entry = measure(case, Plan(args.rounds, args.budget, sample=0.0), quick=args.quick)
-        result["cases"].append(entry)
-        print(table(entry), flush=True)
+
+    def save() -> None:
         if args.out is not None:
             results.save(args.out, result)
+
+    for name in args.case:
+        entry = result["cases"].setdefault(name, _new_entry(CASES[name]))
+        if not all("seconds" in row for row in entry["rows"]):
+            measure(name, args.rounds, args.quick, entry, save)
+        print(table(entry), flush=True)
     result["finished"] = True
-    if args.out is not None:
-        results.save(args.out, result)
-    return result
+    save()
+
+
+def _new_entry(case: Case) -> dict[str, Any]:
+    installed = [c for c in case.candidates if importlib.util.find_spec(CANDIDATES[c].module)]
+    rows = [{"candidate": name} for name in installed]
+    return {"description": case.description, "batches": case.batches, "rows": rows}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rounds", type=int, default=9, help="samples of each candidate")
-    parser.add_argument("--budget", type=float, default=200.0, help="seconds of a case's rounds")
     parser.add_argument("--threads", type=int, help="default: as torch chooses")
     parser.add_argument("--out", type=Path, help="write the results there as JSON")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
