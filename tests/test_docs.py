@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import pyguide
+import pyguide.analysis
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -101,7 +102,7 @@ def test_every_warning_is_explained() -> None:
 def test_every_public_name_has_its_place_in_the_api() -> None:
     page = (DOCS / "api.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"\w+", page))
-    public = set(pyguide.__all__) | set(pyguide.guidance.__all__)
+    public = {*pyguide.__all__, *pyguide.analysis.__all__, *pyguide.guidance.__all__}
     assert public - {"__version__"} <= listed
 
 

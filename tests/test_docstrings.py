@@ -11,6 +11,7 @@ from types import FunctionType
 import pytest
 
 import pyguide
+import pyguide.analysis
 
 _PACKAGE = Path(pyguide.__file__).parent
 # From the files, because pkgutil passes over folders that do not import.
@@ -21,7 +22,13 @@ _MODULES = sorted(
 )
 _PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)
-    for module in (pyguide, pyguide.guidance, pyguide.guidance.schedules, pyguide.distances)
+    for module in (
+        pyguide,
+        pyguide.analysis,
+        pyguide.distances,
+        pyguide.guidance,
+        pyguide.guidance.schedules,
+    )
     for name in module.__all__
     if isinstance(getattr(module, name), (type, FunctionType))
 }

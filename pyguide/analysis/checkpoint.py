@@ -10,9 +10,11 @@ import torch
 
 from pyguide.analysis.layer_grams import LayerGrams
 from pyguide.analysis.streaming import StreamingCKA
-from pyguide.torch_files import load_tensors, save_tensors
+from pyguide.torch_files import DamagedFile, load_tensors, save_tensors
 
 __all__ = ["Checkpoint"]
+
+_FORMAT = 1
 
 _SECONDS = 30.0
 
@@ -33,9 +35,7 @@ class Checkpoint:
     Raises
     ------
     ValueError
-        If the file is of another estimator.
-    pyguide.torch_files.DamagedFile
-        If it is damaged.
+        If the file is of another estimator, damaged, or something else.
     """
 
     def __init__(self, path: str | Path | None, sums: StreamingCKA) -> None:
@@ -46,7 +46,7 @@ class Checkpoint:
         self._first: dict[str, Any] | None = None
         self._written = time.monotonic()
         if self._path is not None and self._path.exists():
-            saved = load_tensors(self._path)
+            saved = _read(self._path)
             sums.load_state_dict(saved["sums"])
             self._sizes, self._first = saved["sizes"], saved["first"]
 
@@ -95,7 +95,12 @@ class Checkpoint:
     def write(self) -> None:
         """Write the sums, if the last time is long ago."""
         if self._path is not None and time.monotonic() - self._written >= _SECONDS:
-            state = {"sums": self._sums.state_dict(), "sizes": self._sizes, "first": self._first}
+            state = {
+                "format": _FORMAT,
+                "sums": self._sums.state_dict(),
+                "sizes": self._sizes,
+                "first": self._first,
+            }
             save_tensors(self._path, state)
             self._written = time.monotonic()
 
@@ -117,3 +122,13 @@ class Checkpoint:
             f"{self._path} is of another comparison: {difference}. Go on with the same networks, "
             "layers and data in the same order, or remove the file"
         )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        saved = load_tensors(path)
+    except DamagedFile as error:
+        raise ValueError(f"{error}: remove it to begin again") from error
+    if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
+        raise ValueError(f"{path} is no checkpoint of compare_networks in format {_FORMAT}")
+    return saved

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -133,6 +134,7 @@ class LayerGrams:
         self._n = n
         self._grams: dict[_Call, CenteredGram] = {}
         self._counts: Counter[str] = Counter()
+        self._last: tuple[Any, int | None, Any] = (lambda: None), None, None
         self._running = False
 
     def _called(self, module: nn.Module, args: Any) -> None:
@@ -179,14 +181,22 @@ class LayerGrams:
                 "must be the batch; compare other layers"
             )
         check_layers([(layer, [x])], min_samples=0)
-        (gram,) = self._gram([filled(x, mask)])
-        device = self._device
-        # Parts of a network may be on other devices. MPS has no float64: its matrices are on CPUs.
-        if device is not None and device.type != "mps":
-            gram = CenteredGram(*(t.to(device) for t in gram))
-        self._grams[call] = gram
+        self._grams[call] = self._gram_of(x, mask)
         if not self._settled:
             self._shapes[call] = tuple(x.shape[1:])
+
+    def _gram_of(self, x: Tensor, mask: Tensor | None) -> CenteredGram:
+        # In eval mode a Dropout returns its input: that has its Gram matrix already.
+        version = None if x.is_inference() else x._version
+        same, same_version, gram = self._last
+        if same() is x and version is not None and version == same_version:
+            return gram
+        (gram,) = self._gram([filled(x, mask)])
+        # Parts of a network may be on other devices. MPS has no float64: its matrices are on CPUs.
+        if self._device is not None and self._device.type != "mps":
+            gram = CenteredGram(*(t.to(self._device) for t in gram))
+        self._last = weakref.ref(x), version, gram
+        return gram
 
     def _settle(self) -> None:
         if self._wanted is not None:
@@ -197,10 +207,10 @@ class LayerGrams:
                 "and gave a tensor of floating point whose first axis is the batch"
             )
         if self._left_out:
+            left_out = ", ".join(f"{_name(c, c[1] > 0)!r} {s}" for c, s in self._left_out.items())
             warnings.warn(
                 f"layers of the {self._owner} were left out because the first axis of what they "
-                f"gave is not the batch of {self._n} samples: "
-                + ", ".join(f"{_name(c, c[1] > 0)!r} {s}" for c, s in self._left_out.items()),
+                f"gave is not the batch of {self._n} samples: {left_out}",
                 stacklevel=4,
             )
         self._settled = {call: _name(call, self._counts[call[0]] > 1) for call in self._grams}

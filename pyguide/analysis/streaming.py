@@ -14,9 +14,14 @@ from pyguide.ops.inputs import check_layers, check_precision
 __all__ = ["StreamingCKA", "batch_hsic", "is_too_small"]
 
 
+# How many layers xs and ys have; None is no ys.
+Counts = tuple[int, int | None]
+
+
 def batch_hsic(
     xs: Sequence[Tensor],
     ys: Sequence[Tensor] | None,
+    expected: Counts | None,
     *,
     debiased: bool,
     precision: str | None,
@@ -25,11 +30,24 @@ def batch_hsic(
     check_layers([("xs[]", xs), ("ys[]", () if ys is None else ys)], min_samples=0)
     if len(xs) == 0 or (ys is not None and len(ys) == 0):
         raise ValueError("xs and ys must hold at least one layer each, got an empty list")
+    check_counts((len(xs), None if ys is None else len(ys)), expected)
     if is_too_small(xs[0].size(0), debiased, stacklevel=4):
         return None
     grams = centered_grams([*xs, *(ys or ())], debiased=debiased, precision=precision)
     others = None if ys is None else grams[len(xs) :]
     return hsic(grams[: len(xs)], others, debiased=debiased)
+
+
+def check_counts(given: Counts, expected: Counts | None) -> None:
+    """Raise unless there are as many layers as in the batches before."""
+    if expected is not None and given != expected:
+        raise ValueError(
+            f"expected {_described(*expected)} as in every batch, got {_described(*given)}"
+        )
+
+
+def _described(xs: int, ys: int | None) -> str:
+    return f"{xs} layers xs and {'no' if ys is None else ys} layers ys"
 
 
 def is_too_small(n: int, debiased: bool, *, stacklevel: int) -> bool:
@@ -116,8 +134,7 @@ class StreamingCKA:
             Before any work: as :func:`pyguide.cka_pairs`, or if the number of layers is not that
             of the calls before.
         """
-        self._check_layers(len(xs), None if ys is None else len(ys))
-        found = batch_hsic(xs, ys, debiased=self.debiased, precision=self.precision)
+        found = batch_hsic(xs, ys, self._counts, debiased=self.debiased, precision=self.precision)
         if found is not None:
             self._add(found, xs[0].size(0), 1, ys is None)
 
@@ -125,7 +142,7 @@ class StreamingCKA:
         self, xs: Sequence[CenteredGram], ys: Sequence[CenteredGram] | None = None
     ) -> None:
         """Count one batch by the centred Gram matrices of its layers, of the same estimator."""
-        self._check_layers(len(xs), None if ys is None else len(ys))
+        check_counts((len(xs), None if ys is None else len(ys)), self._counts)
         found = hsic(xs, ys, debiased=self.debiased)
         self._add(found, xs[0].matrix.size(0), 1, ys is None)
 
@@ -157,9 +174,8 @@ class StreamingCKA:
                 f"cannot merge debiased={other.debiased} into debiased={self.debiased}: HSIC of "
                 "different estimators cannot be added"
             )
-        if other._sums is not None:
-            rows, columns = other._sums.cross.shape
-            self._check_layers(rows, None if other._self_comparison else columns)
+        if other._sums is not None and other._counts is not None:
+            check_counts(other._counts, self._counts)
             self._add(other._sums, other.samples, other.batches, other._self_comparison)
 
     def state_dict(self) -> dict[str, Any]:
@@ -205,18 +221,9 @@ class StreamingCKA:
             )
         return self._sums
 
-    def _check_layers(self, xs: int, ys: int | None) -> None:
-        """Raise unless there are as many layers as in the batches before."""
+    @property
+    def _counts(self) -> Counts | None:
         if self._sums is None:
-            return
+            return None
         rows, columns = self._sums.cross.shape
-        expected = (rows, None if self._self_comparison else columns)
-        if (xs, ys) != expected:
-            raise ValueError(
-                f"got {_described(xs, ys)}, but the batches before had {_described(*expected)}: "
-                "update with the same layers every time, or call reset()"
-            )
-
-
-def _described(xs: int, ys: int | None) -> str:
-    return f"{xs} layers xs and {'no' if ys is None else ys} layers ys"
+        return rows, None if self._self_comparison else columns
