@@ -13,6 +13,7 @@ import torch
 
 import pyguide
 from pyguide import _native, bench, experiments
+from pyguide.analysis.parser import add_compare_parser
 from pyguide.errors import UserError
 
 __all__ = ["main"]
@@ -23,6 +24,7 @@ EXAMPLES = """examples:
   pyguide train deep-fcn --quick          the same in half a minute
   pyguide train deep-fcn --help           every option of an experiment
   pyguide train --list                    the experiments
+  pyguide compare --help                  the layers of two networks over a data set
   pyguide bench --quick                   does every benchmark work?
   pyguide bench --help                    benchmarks against other libraries
 """
@@ -68,6 +70,7 @@ def build_parser() -> Parser:
     info.add_argument("--json", action="store_true", help="print one JSON object")
     info.set_defaults(func=print_info)
     experiments.add_train_parser(subparsers)
+    add_compare_parser(subparsers)
     bench.add_bench_parser(subparsers)
     return parser
 

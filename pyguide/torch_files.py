@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pyguide.errors import UserError
 from pyguide.files import atomic_write
 
-__all__ = ["DamagedFile", "load_tensors", "save_tensors"]
+__all__ = ["DamagedFile", "load_tensors", "read_torch_file", "save_tensors"]
 
 
 class DamagedFile(Exception):
@@ -45,5 +47,31 @@ def load_tensors(path: Path) -> Any:
         raise
     except Exception as error:
         # zipfile and torch raise almost every built-in exception for damaged bytes.
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise DamagedFile(f"{path} is damaged: {reason[0]}") from error
+        raise DamagedFile(f"{path} is damaged: {_reason(error)}") from error
+
+
+def read_torch_file(path: Path) -> Any:
+    """Read a user's file of torch.save on the CPU, mapped into memory where its format allows.
+
+    Raises
+    ------
+    UserError
+        If it is missing, not such a file, or holds more than tensors: that would run code.
+    """
+    try:
+        mapped = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: holds more than tensors, or is no file of torch.save; only tensors are "
+            "read, because anything else can run code: save its state_dict() alone"
+        ) from error
+    except Exception as error:
+        raise UserError(f"{path}: torch cannot read it: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of its message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

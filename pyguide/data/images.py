@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from pyguide.errors import UserError
 
-__all__ = ["EXTENSIONS", "EpochSampler", "ImageFolder"]
+__all__ = ["EXTENSIONS", "EpochSampler", "ImageFolder", "image_paths", "read_image"]
 
 #: Names of images end so, in upper or lower case; other files are left out.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".webp")
@@ -87,7 +87,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
                 f"{self.root}: its class folders are not the expected classes in sorted order; "
                 f"they differ in {', '.join(differing[:5]) or 'their order'}"
             )
-        paths = [_image_paths(self.root, name) for name in self.classes]
+        paths = [_class_paths(self.root, name) for name in self.classes]
         # One array, not a list: reading a list's items counts references, and so copies
         # its memory into every worker.
         self._paths = np.array([os.fsencode(path) for class_ in paths for path in class_])
@@ -113,7 +113,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         index = range(len(self))[index]
         generator = _generator(self.seed, epoch, index)
-        return self.transform(_read(self.path(index)), generator), int(self._labels[index])
+        return self.transform(read_image(self.path(index)), generator), int(self._labels[index])
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -171,19 +171,25 @@ def _classes(root: Path) -> tuple[str, ...]:
     return classes
 
 
-def _image_paths(root: Path, name: str) -> list[str]:
-    """Paths of a class's images, relative to the root."""
+def image_paths(folder: Path) -> list[str]:
+    """Sorted paths of the images anywhere below a folder, relative to it."""
     found = []
-    for folder, _, files in os.walk(root / name, followlinks=True):
-        relative = os.path.relpath(folder, root)
+    for parent, _, files in os.walk(folder, followlinks=True):
+        relative = os.path.relpath(parent, folder)
         images = (file for file in files if file.lower().endswith(EXTENSIONS))
-        found += [os.path.join(relative, file) for file in images]
-    if not found:
-        raise UserError(f"{root / name}: no images ({' '.join(EXTENSIONS)}) in this class folder")
+        found += [os.path.normpath(os.path.join(relative, file)) for file in images]
     return sorted(found)
 
 
-def _read(path: Path) -> Image.Image:
+def _class_paths(root: Path, name: str) -> list[str]:
+    """Paths of a class's images, relative to the root."""
+    found = image_paths(root / name)
+    if not found:
+        raise UserError(f"{root / name}: no images ({' '.join(EXTENSIONS)}) in this class folder")
+    return [os.path.join(name, path) for path in found]
+
+
+def read_image(path: Path) -> Image.Image:
     """The image in RGB; transparency is dropped, as torchvision does."""
     try:
         with Image.open(path) as image:

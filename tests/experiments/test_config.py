@@ -6,9 +6,9 @@ import json
 
 import pytest
 
+from pyguide.device import check_device
 from pyguide.errors import UserError
 from pyguide.experiments.deep_fcn import EXPERIMENT
-from pyguide.experiments.harness.config import check_device
 
 SHIPPED = EXPERIMENT.scales["default"].config
 

@@ -11,8 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pyguide.device import check_device
 from pyguide.errors import UserError
-from pyguide.experiments.harness.config import Config, check_device, flag, option_fields
+from pyguide.experiments.harness.config import Config, flag, option_fields
 from pyguide.experiments.harness.experiment import Experiment, Setting
 from pyguide.experiments.harness.folder import RunFolder
 from pyguide.experiments.harness.packages import check_packages

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pyguide.errors import UserError
 
-__all__ = ["LEARNING_RATES", "Config", "check_device", "option"]
+__all__ = ["LEARNING_RATES", "Config", "option"]
 
 #: The five learning rates of a sweep.
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -214,15 +214,3 @@ def _learning_rates(
             raise UserError(f"--lr: arm {arm} is given twice: {' '.join(values)}")
         rates[arm] = lr
     return rates
-
-
-def check_device(device: str) -> None:
-    """Raise UserError unless torch can compute on the device."""
-    import torch
-
-    try:
-        torch.ones(1, device=device).sum().item()
-    except Exception as error:
-        # torch raises RuntimeError, AssertionError and NotImplementedError here.
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--device {device}: torch cannot use it: {reason}") from error
