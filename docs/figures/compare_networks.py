@@ -22,7 +22,7 @@ from pyguide.experiments.networks import DeepFCN, ResNet
 FOLDER = Path(__file__).parent
 EPOCHS, BATCH, COMPARED = 3, 50, 250
 SHOWN = ["conv1", *(f"layer{i}.0.relu:1" for i in (1, 2, 3)), "avgpool", "fc"]
-SIZES = [20, 50, 100, 250, 1000]
+SIZES = [5, 10, 20, 50, 250, 1000]
 
 Data = dict[str, tuple[Tensor, Tensor]]
 
