@@ -18,6 +18,7 @@ import torch
 
 import pyguide
 import pyguide.analysis
+from pyguide.cli import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
