@@ -24,9 +24,15 @@ __all__ = [
     "cka_matrix",
     "cka_pairs",
     "cka_pairs_and_flags",
+    "cosine_matrix",
+    "entries_center",
+    "euclidean_matrix",
     "feature_space_inner_product",
     "gram",
     "h_center",
+    "off_diagonal_center",
+    "pairwise_alignment",
+    "rbf_matrix",
     "u_center",
 ]
 
@@ -99,6 +105,103 @@ def _tokens(layers: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
     return list(zip(*(x.unbind(1) for x in layers), strict=True))
 
 
+def off_diagonal_center(s: Tensor) -> Tensor:
+    """Zero the diagonal, and subtract the mean of the other entries from them."""
+    off_diagonal = 1.0 - torch.eye(len(s), dtype=s.dtype, device=s.device)
+    s = s * off_diagonal
+    return (s - s.sum() / off_diagonal.sum()) * off_diagonal
+
+
+def entries_center(s: Tensor) -> Tensor:
+    """Subtract the mean of all entries."""
+    return s - s.mean()
+
+
+def _distances(x: Tensor) -> Tensor:
+    """Euclidean distances between the samples, from their differences: (n, n)."""
+    x = center_features(x)
+    return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def rbf_matrix(x: Tensor, multiple: float = 1.0, bandwidth: float = 0.0) -> Tensor:
+    """``exp(-D_ij / (2 sigma^2))`` with squared distances D of an (n, d) matrix.
+
+    ``sigma^2`` is ``bandwidth^2`` if that is not 0, else ``multiple^2`` times the median of all
+    n^2 squared distances (Kornblith et al. 2019), which is no variable of the gradient.
+    """
+    d = _distances(x).square()
+    ordered = d.detach().flatten().sort().values
+    median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+    variance = multiple**2 * median if not bandwidth else median.new_tensor(bandwidth**2)
+    # Where the median is 0, 1 for equal samples and 0 for others.
+    exponent = torch.where(variance == 0, torch.where(d == 0, 0.0, torch.inf), d / (2 * variance))
+    return torch.exp(-exponent)
+
+
+def euclidean_matrix(x: Tensor) -> Tensor:
+    """``||x_i - x_j||`` of an (n, d) matrix."""
+    return _distances(x)
+
+
+def cosine_matrix(x: Tensor) -> Tensor:
+    """``1 - cos(x_i, x_j)`` of an (n, d) matrix; a sample that is zero has cosine 0 to others."""
+    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    zero = norms == 0
+    x = x / torch.where(zero, torch.ones_like(norms), norms)
+    halves = _distances(x).square() / 2
+    other = 1.0 - torch.eye(len(x), dtype=x.dtype, device=x.device)
+    return torch.where(zero | zero.mT, other, halves)
+
+
+_MATRICES: dict[str, Callable[..., Tensor]] = {
+    "rbf": rbf_matrix,
+    "euclidean": euclidean_matrix,
+    "cosine": cosine_matrix,
+}
+_CENTERINGS = {
+    "h": h_center,
+    "u": u_center,
+    "off_diagonal": off_diagonal_center,
+    "entries": entries_center,
+}
+
+
+@_without_autocast
+def pairwise_alignment(
+    xs: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    function: str,
+    parameters: Sequence[float],
+    centering: str,
+    *,
+    pairs: Sequence[tuple[int, int]],
+    per_token: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """RBF CKA and RSA: alignments of every pair and whether it is degenerate, (P,) each.
+
+    ``<S°, T°> / (||S°|| ||T°||)`` with S the matrix of `function` ("rbf", "euclidean" or
+    "cosine") and ``°`` the centring "h", "u", "off_diagonal" or "entries". With ``per_token``
+    both are (P, T).
+    """
+    if per_token and pairs:
+        of_tokens = [
+            pairwise_alignment(x, y, function, parameters, centering, pairs=pairs)
+            for x, y in zip(_tokens(xs), _tokens(ys), strict=True)
+        ]
+        return (
+            torch.stack([value for value, _ in of_tokens], dim=1),
+            torch.stack([flag for _, flag in of_tokens], dim=1),
+        )
+
+    def centered(x: Tensor) -> tuple[Tensor, Tensor]:
+        s = _MATRICES[function](_as_matrix(x), *parameters)
+        if centering in ("h", "u"):
+            return _CENTERINGS[centering](s), h_center(s).diagonal().sum()
+        return _CENTERINGS[centering](s), torch.linalg.vector_norm(s)
+
+    return _aligned(xs, ys, pairs, centered)
+
+
 @_without_autocast
 def cka_pairs_and_flags(
     xs: Sequence[Tensor],
@@ -127,25 +230,40 @@ def cka_pairs_and_flags(
             torch.stack([flag for _, flag in of_tokens], dim=1),
         )
     center = u_center if debiased else h_center
+
+    def centered(x: Tensor) -> tuple[Tensor, Tensor]:
+        x = center_features(_as_matrix(x))
+        k = x @ x.mT
+        return center(k), k.diagonal().sum()
+
+    return _aligned(xs, ys, pairs, centered)
+
+
+def _aligned(
+    xs: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    pairs: Sequence[tuple[int, int]],
+    centered: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> tuple[Tensor, Tensor]:
+    """``<S°, T°> / (||S°|| ||T°||)`` of every pair and whether it is degenerate.
+
+    ``centered`` gives a layer's ``S°`` and the scale below which its norm is rounding.
+    """
     all_double = all(t.dtype == torch.float64 for t in [*xs, *ys])
     dtype = torch.float64 if all_double else torch.float32
     eps = torch.finfo(dtype).eps
 
-    def centered(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = center_features(_as_matrix(x))
-        k = x @ x.mT
-        trace = k.diagonal().sum()
-        k = center(k)
+    def normed(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        s, scale = centered(x)
         # `where` before the root: the root's gradient at 0 is infinite.
-        square = (k * k).sum()
+        square = (s * s).sum()
         square = torch.where(square == 0, torch.ones_like(square), square)
         norm = square.sqrt()
-        size = torch.linalg.vector_norm(k.detach())
-        degenerate = (trace.detach() == 0) | (size <= 16 * eps * trace.detach())
-        return k, norm, degenerate
+        size, scale = torch.linalg.vector_norm(s.detach()), scale.detach()
+        return s, norm, (scale == 0) | (size <= 16 * eps * scale)
 
-    left = {i: centered(xs[i]) for i in {i for i, _ in pairs}}
-    right = {j: centered(ys[j]) for j in {j for _, j in pairs}}
+    left = {i: normed(xs[i]) for i in {i for i, _ in pairs}}
+    right = {j: normed(ys[j]) for j in {j for _, j in pairs}}
     values, flags = [], []
     for i, j in pairs:
         k, k_norm, k_degenerate = left[i]

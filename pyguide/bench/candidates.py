@@ -13,6 +13,7 @@ from torch import Tensor
 import pyguide
 from pyguide.bench import formulas
 from pyguide.bench.workloads import Problem, Workload
+from pyguide.distances import get_distance
 from pyguide.ops.dispatch import backend_of
 from pyguide.ops.precision import precision_code
 
@@ -135,19 +136,27 @@ def _pyguide(workload: Workload) -> Run:
     if workload.tokens:
         loss = pyguide.CKALoss(per_token=True)
         return _loss_of_tokens(lambda x, y: loss([x], [y]))
+    distance = get_distance(workload.distance)
     return {
-        "loss": _loss_of_lists(pyguide.CKALoss()),
+        "loss": _loss_of_lists(lambda xs, ys: distance(xs, ys).sum()),
         "matrix": lambda p: Result([pyguide.cka_matrix(p.xs, debiased=True)], []),
         "gram": lambda p: Result(list(pyguide.gram(p.xs)), []),
         "apply": apply,
     }[workload.kind]
 
 
+_EAGER_LOSSES = {
+    "cka": formulas.eager_loss,
+    "rbf_cka": formulas.eager_rbf_loss,
+    "rsa": formulas.eager_rsa_loss,
+}
+
+
 def _eager(workload: Workload, wrap: Callable[[Any], Any] = lambda function: function) -> Run:
     matrix, gram = wrap(formulas.debiased_matrix), wrap(formulas.gram)
     apply = wrap(formulas.apply)
     return {
-        "loss": _loss_of_lists(wrap(formulas.eager_loss)),
+        "loss": _loss_of_lists(wrap(_EAGER_LOSSES[workload.distance])),
         "matrix": lambda p: Result([matrix(p.xs)], []),
         "gram": lambda p: Result([gram(x) for x in p.xs], []),
         "apply": lambda p: Result(apply(p.coefficients, p.xs), []),
@@ -195,7 +204,9 @@ def _mm(workload: Workload) -> Run | None:
 
 
 def _official(workload: Workload) -> Run | None:
-    return _loss_of_lists(formulas.official_loss) if workload.kind == "loss" else None
+    if workload.kind != "loss" or workload.distance != "cka":
+        return None
+    return _loss_of_lists(formulas.official_loss)
 
 
 def _pytorch_cka(workload: Workload) -> Run | None:

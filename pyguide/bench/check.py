@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -38,18 +40,35 @@ class Errors:
         return not (value_is_right and gradient_is_right)
 
 
+def _pairwise_distance(
+    function: str, parameters: Sequence[float], centering: str, x: Tensor, y: Tensor
+) -> Tensor:
+    values, _ = reference.pairwise_alignment(
+        [x], [y], function, parameters, centering, pairs=[(0, 0)]
+    )
+    return 1 - values[0]
+
+
 def exact(workload: Workload, problem: Problem) -> Result:
     """The reference in float64, a layer or pair at a time; gradients rounded to float32."""
-    compute = {"loss": _loss, "matrix": _matrix, "gram": _gram, "apply": _apply}[workload.kind]
-    return compute(problem)
+    if workload.kind == "loss":
+        return _loss(problem, _DISTANCES[workload.distance])
+    return {"matrix": _matrix, "gram": _gram, "apply": _apply}[workload.kind](problem)
 
 
-def _loss(problem: Problem) -> Result:
+_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cka": lambda x, y: 1 - reference.cka(x, y),
+    "rbf_cka": partial(_pairwise_distance, "rbf", (1.0, 0.0), "h"),
+    "rsa": partial(_pairwise_distance, "cosine", (), "off_diagonal"),
+}
+
+
+def _loss(problem: Problem, distance_of: Callable[[Tensor, Tensor], Tensor]) -> Result:
     loss = problem.xs[0].new_zeros((), dtype=torch.float64)
     gradient = []
     for x, y in zip(*problem.pairs(), strict=True):
         x = x.detach().double().requires_grad_()
-        distance = 1 - reference.cka(x, y.double())
+        distance = distance_of(x, y.double())
         gradient.append(torch.autograd.grad(distance, x)[0].float())
         loss += distance.detach()
     return Result([loss], gradient)

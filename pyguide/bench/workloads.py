@@ -27,9 +27,11 @@ class Workload:
     Attributes
     ----------
     kind : str
-        ``"loss"`` (``sum(1 - CKA)`` of layers xs with layers ys, and its gradient in xs),
+        ``"loss"`` (the sum of the distances of layers xs to layers ys, and its gradient in xs),
         ``"matrix"`` (debiased CKA of every x with every x), ``"gram"`` (the centred Gram
         matrix of every x) or ``"apply"`` (``A (X - mean)`` for every x).
+    distance : str
+        Name of a loss's distance.
     target, guide : tuple of int
         Widths of the layers xs and ys.
     tokens : int
@@ -50,6 +52,7 @@ class Workload:
     n: int | None = None
     dtype: torch.dtype = torch.float32
     input_bytes: int = 0
+    distance: str = "cka"
 
     def at(self, n: int, dtype: torch.dtype | None) -> Workload:
         """The workload at one batch size, with layers of a dtype; None keeps its own."""
@@ -92,7 +95,8 @@ class Workload:
             gram, apply = 0, 2 * n * n * sum(widths)
         if self.kind == "loss":
             apply = 2 * n * n * sum(self.target) * batch
-            gram, apply = min((gram, apply), self._feature_space_flop(n, batch), key=sum)
+            if self.distance == "cka":
+                gram, apply = min((gram, apply), self._feature_space_flop(n, batch), key=sum)
         size = self.dtype.itemsize
         inputs = n * sum(widths) * batch * size
         outputs = {
@@ -209,6 +213,8 @@ WORKLOADS = [
         (256,),
         n=4096,
     ),
+    Workload("rbf", "conv-fcn with RBF CKA, median rule", "loss", _FCN, CONV, distance="rbf_cka"),
+    Workload("rsa", "conv-fcn with RSA: cosines, Pearson", "loss", _FCN, CONV, distance="rsa"),
     Workload(
         "bf16",
         "conv-fcn with bfloat16 layers",

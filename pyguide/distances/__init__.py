@@ -6,13 +6,33 @@ from collections.abc import Callable
 from functools import partial
 
 from pyguide.distances.base import Distance
+from pyguide.distances.bures import Bures
 from pyguide.distances.linear_cka import LinearCKA
+from pyguide.distances.procrustes import Procrustes
+from pyguide.distances.rbf_cka import RBFCKA
+from pyguide.distances.ridge import Ridge
+from pyguide.distances.rsa import RSA
 
-__all__ = ["Distance", "LinearCKA", "get_distance"]
+__all__ = [
+    "RBFCKA",
+    "RSA",
+    "Bures",
+    "Distance",
+    "LinearCKA",
+    "Procrustes",
+    "Ridge",
+    "get_distance",
+]
 
 _BY_NAME: dict[str, Callable[[], Distance]] = {
     "cka": LinearCKA,
     "debiased_cka": partial(LinearCKA, debiased=True),
+    "rbf_cka": RBFCKA,
+    "debiased_rbf_cka": partial(RBFCKA, debiased=True),
+    "rsa": RSA,
+    "ridge": Ridge,
+    "procrustes": Procrustes,
+    "bures": Bures,
 }
 
 

@@ -61,7 +61,8 @@ class Guidance:
           MultiheadAttention (not of subclasses), without the last one. "paper-sum" keeps
           every guide layer, as the paper's text has it.
     distance : str or Distance
-        "cka", "debiased_cka" or an object from :mod:`pyguide.distances`.
+        An object from :mod:`pyguide.distances`, or the name of one with its defaults: "cka",
+        "debiased_cka", "rbf_cka", "debiased_rbf_cka", "rsa", "ridge", "procrustes", "bures".
     weight : float or callable
         Factor of the sum, finite: a number, or a function of the number of optimizer steps
         taken, such as those in :mod:`pyguide.guidance.schedules`; not asked after release.

@@ -12,6 +12,7 @@ from pyguide import reference
 from pyguide.ops import feature_space, sample_space
 from pyguide.ops.contract import result_dtype, token_count
 from pyguide.ops.dispatch import has_native_backend
+from pyguide.ops.distinct import distinct_layers, no_values
 from pyguide.ops.first_derivative import first_derivative_only
 from pyguide.ops.inputs import (
     check_layers,
@@ -150,26 +151,6 @@ def _align(
     return values.to(result_dtype(layers)), degenerate
 
 
-def _distinct(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
-    """The distinct tensors by object identity, and each one's position among them."""
-    distinct: list[Tensor] = []
-    positions: list[int] = []
-    if torch.compiler.is_compiling():  # Dynamo traces `is`, not `id`
-        for t in tensors:
-            found = [p for p, other in enumerate(distinct) if other is t]
-            positions.append(found[0] if found else len(distinct))
-            if not found:
-                distinct.append(t)
-        return distinct, positions
-    known: dict[int, int] = {}
-    for t in tensors:
-        position = known.setdefault(id(t), len(distinct))
-        if position == len(distinct):
-            distinct.append(t)
-        positions.append(position)
-    return distinct, positions
-
-
 def cka_pairs_and_flags(
     xs: Sequence[Tensor],
     ys: Sequence[Tensor],
@@ -204,20 +185,14 @@ def _checked_cka(
 ) -> tuple[Tensor, Tensor]:
     dtype = result_dtype([*xs, *ys])
     if not pairs:
-        some = next(iter((*xs, *ys)), None)
-        device = None if some is None else some.device
-        shape = (0,) if some is None or not per_token else (0, some.size(1))
-        values = torch.zeros(shape, dtype=dtype, device=device)
-        return values, torch.zeros(shape, dtype=torch.bool, device=device)
+        return no_values(xs, ys, per_token)
     if not has_native_backend(xs[0].device):
         return reference.cka_pairs_and_flags(
             xs, ys, pairs=pairs, debiased=debiased, per_token=per_token
         )
 
-    # Only layers that a pair uses are touched; each distinct one gets one Gram matrix.
-    used = [xs[i] for i, _ in pairs] + [ys[j] for _, j in pairs]
-    layers, positions = _distinct(used)
-    indices = list(zip(positions[: len(pairs)], positions[len(pairs) :], strict=True))
+    layers, left, right = distinct_layers(xs, ys, pairs)
+    indices = list(zip(left, right, strict=True))
     parts = split_by_route(layers, indices, route, debiased, token_count(layers, per_token))
     options = (debiased, per_token, precision_code(precision, xs[0].device))
     results = [

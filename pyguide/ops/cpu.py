@@ -26,10 +26,12 @@ from pyguide.ops.contract import (
 from pyguide.ops.views import DTYPE_CODES, Outputs, view_of
 
 __all__ = [
+    "align",
     "alignment",
     "alignment_backward",
     "apply",
     "centered_grams",
+    "coefficients",
     "gram",
     "gram_backward",
     "stats_shape",
@@ -66,9 +68,11 @@ def _gram(
     return grams, stats
 
 
-def gram(layers: Sequence[Tensor], *, center: bool, precision: int = HIGHEST) -> Tensor:
-    """Gram matrices of L layers, H-centred if ``center``: (L, n, n)."""
-    return _gram(layers, CENTER_H if center else CENTER_NONE)[0]
+def gram(
+    layers: Sequence[Tensor], *, center: bool, per_token: bool = False, precision: int = HIGHEST
+) -> Tensor:
+    """Gram matrices of L layers of T tokens, H-centred if ``center``: (L T, n, n)."""
+    return _gram(layers, CENTER_H if center else CENTER_NONE, per_token)[0]
 
 
 def centered_grams(
@@ -89,7 +93,13 @@ def alignment(
 ) -> Alignment:
     """Centre each layer's Gram once and align the pairs ``(left[p], right[p])``."""
     grams, stats = _gram(layers, CENTER_U if debiased else CENTER_H, per_token)
-    tokens = token_count(layers, per_token)
+    return align(grams, stats, left, right, token_count(layers, per_token))
+
+
+def align(
+    grams: Tensor, stats: Tensor, left: Sequence[int], right: Sequence[int], tokens: int
+) -> Alignment:
+    """Align pairs of layers, of ``tokens`` matrices each, in a centred stack."""
     values = torch.empty(len(left) * tokens, dtype=torch.float64)
     degenerate = torch.empty(len(left) * tokens, dtype=torch.bool)
     _native.alignment(
@@ -121,11 +131,24 @@ def alignment_backward(
     precision: int = HIGHEST,
 ) -> list[Tensor]:
     """Gradient of ``(grad * values).sum()`` in each wanted layer, in its dtype and strides."""
+    tokens = token_count(layers, per_token)
+    a = coefficients(grad, forward, left, right, wanted, tokens)
+    return apply(a, [layers[w] for w in wanted], shifted=True, per_token=per_token)
+
+
+def coefficients(
+    grad: Tensor,
+    forward: Alignment,
+    left: Sequence[int],
+    right: Sequence[int],
+    wanted: Sequence[int],
+    tokens: int,
+) -> Tensor:
+    """A with ``d(grad * values).sum() = <A, dK> / 2`` for each wanted layer: (W T, n, n)."""
     grams = forward.grams
     n = grams.size(1)
-    tokens = token_count(layers, per_token)
     grad = grad.to(torch.float64).contiguous()
-    coefficients = torch.empty((len(wanted) * tokens, n, n), dtype=grams.dtype)
+    out = torch.empty((len(wanted) * tokens, n, n), dtype=grams.dtype)
     _native.coefficients(
         grams.data_ptr(),
         DTYPE_CODES[grams.dtype],
@@ -139,11 +162,11 @@ def alignment_backward(
         forward.degenerate.data_ptr(),
         grad.data_ptr(),
         wanted,
-        coefficients.data_ptr(),
+        out.data_ptr(),
         torch.get_num_threads(),
         instruction_set,
     )
-    return apply(coefficients, [layers[w] for w in wanted], shifted=True, per_token=per_token)
+    return out
 
 
 def gram_backward(

@@ -26,10 +26,12 @@ from pyguide.ops.contract import (
 from pyguide.ops.views import DTYPE_CODES, Outputs, view_of
 
 __all__ = [
+    "align",
     "alignment",
     "alignment_backward",
     "apply",
     "centered_grams",
+    "coefficients",
     "gram",
     "gram_backward",
     "stats_shape",
@@ -52,9 +54,11 @@ def stats_shape(matrices: int, n: int) -> tuple[int, ...]:
     return (matrices, torch.sym_min(rows * (rows + 1) // 2, _MAX_STAT_CHUNKS), 2)
 
 
-def gram(layers: Sequence[Tensor], *, center: bool, precision: int = HIGHEST) -> Tensor:
-    """Gram matrices of L layers, H-centred if ``center``: (L, n, n)."""
-    return _gram(layers, CENTER_H if center else CENTER_NONE, False, precision)[0]
+def gram(
+    layers: Sequence[Tensor], *, center: bool, per_token: bool = False, precision: int = HIGHEST
+) -> Tensor:
+    """Gram matrices of L layers of T tokens, H-centred if ``center``: (L T, n, n)."""
+    return _gram(layers, CENTER_H if center else CENTER_NONE, per_token, precision)[0]
 
 
 def centered_grams(
@@ -76,31 +80,24 @@ def alignment(
 ) -> Alignment:
     """Centre each layer's Gram once and align the pairs ``(left[p], right[p])``."""
     n, tokens = layers[0].size(0), token_count(layers, per_token)
-    target = _target(layers[0].device)  # opens the library
+    _target(layers[0].device)  # opens the library
     workspace_bytes = _native.cuda.alignment_workspace(len(left), tokens, n)
     stack_bytes = len(layers) * tokens * n * n * result_dtype(layers).itemsize
     centering = CENTER_U if debiased else CENTER_H
     grams, stats, workspace = _gram(
         layers, centering, per_token, precision, workspace_bytes, stack_bytes
     )
-    values = grams.new_empty(len(left) * tokens, dtype=torch.float64)
-    degenerate = grams.new_empty(len(left) * tokens, dtype=torch.bool)
-    _native.cuda.alignment(
-        grams.data_ptr(),
-        DTYPE_CODES[grams.dtype],
-        grams.size(0),
-        n,
-        stats.data_ptr(),
-        left,
-        right,
-        tokens,
-        values.data_ptr(),
-        degenerate.data_ptr(),
-        workspace.data_ptr(),
-        workspace.numel(),
-        *target,
-    )
-    return Alignment(values, degenerate, grams, stats)
+    return _align(grams, stats, left, right, tokens, workspace)
+
+
+def align(
+    grams: Tensor, stats: Tensor, left: Sequence[int], right: Sequence[int], tokens: int
+) -> Alignment:
+    """Align pairs of layers, of ``tokens`` matrices each, in a centred stack."""
+    _target(grams.device)
+    workspace_bytes = _native.cuda.alignment_workspace(len(left), tokens, grams.size(1))
+    workspace = grams.new_empty(workspace_bytes, dtype=torch.uint8)
+    return _align(grams, stats, left, right, tokens, workspace)
 
 
 def alignment_backward(
@@ -119,35 +116,30 @@ def alignment_backward(
         return []
     grams, tokens = forward.grams, token_count(layers, per_token)
     n = grams.size(1)
-    grad = grad.contiguous()
+    outputs = Outputs([layers[w] for w in wanted], per_token)
     groups = _groups(len(wanted), n)
     largest = max(group.stop - group.start for group in groups) * tokens
-    _check_memory(grams.device, largest * n * _row_stride(n) * grams.itemsize)
-    coefficients = grams.new_empty((largest, n, _row_stride(n)))
-    bounds = grams.new_empty(largest, dtype=torch.float64)
-    outputs = Outputs([layers[w] for w in wanted], per_token)
+    a, bounds = _coefficient_space(grams, largest)
     for group in groups:
-        _native.cuda.coefficients(
-            grams.data_ptr(),
-            DTYPE_CODES[grams.dtype],
-            grams.size(0),
-            n,
-            forward.stats.data_ptr(),
-            left,
-            right,
-            tokens,
-            forward.values.data_ptr(),
-            forward.degenerate.data_ptr(),
-            grad.data_ptr(),
-            DTYPE_CODES[grad.dtype],
-            wanted[group],
-            coefficients.data_ptr(),
-            coefficients.size(2),
-            bounds.data_ptr(),
-            *_target(grams.device),
-        )
-        _apply(coefficients, bounds, outputs, group, True, precision)
+        _coefficients(grad, forward, left, right, wanted[group], tokens, a, bounds)
+        _apply(a, bounds, outputs, group, True, precision)
     return outputs.collect()
+
+
+def coefficients(
+    grad: Tensor,
+    forward: Alignment,
+    left: Sequence[int],
+    right: Sequence[int],
+    wanted: Sequence[int],
+    tokens: int,
+) -> Tensor:
+    """A with ``d(grad * values).sum() = <A, dK> / 2`` for each wanted layer: (W T, n, n)."""
+    grams = forward.grams
+    a, bounds = _coefficient_space(grams, len(wanted) * tokens)
+    if wanted:
+        _coefficients(grad, forward, left, right, wanted, tokens, a, bounds)
+    return a[:, :, : grams.size(1)]
 
 
 def gram_backward(
@@ -225,6 +217,74 @@ def _gram(
         )
     del owners  # the views pointed into them until here
     return grams, stats, workspace
+
+
+def _align(
+    grams: Tensor,
+    stats: Tensor,
+    left: Sequence[int],
+    right: Sequence[int],
+    tokens: int,
+    workspace: Tensor,
+) -> Alignment:
+    values = grams.new_empty(len(left) * tokens, dtype=torch.float64)
+    degenerate = grams.new_empty(len(left) * tokens, dtype=torch.bool)
+    _native.cuda.alignment(
+        grams.data_ptr(),
+        DTYPE_CODES[grams.dtype],
+        grams.size(0),
+        grams.size(1),
+        stats.data_ptr(),
+        left,
+        right,
+        tokens,
+        values.data_ptr(),
+        degenerate.data_ptr(),
+        workspace.data_ptr(),
+        workspace.numel(),
+        *_target(grams.device),
+    )
+    return Alignment(values, degenerate, grams, stats)
+
+
+def _coefficient_space(grams: Tensor, matrices: int) -> tuple[Tensor, Tensor]:
+    """Padded matrices to fill, and room for the largest magnitude in each."""
+    n = grams.size(1)
+    _check_memory(grams.device, matrices * n * _row_stride(n) * grams.itemsize)
+    padded = grams.new_empty((matrices, n, _row_stride(n)))
+    return padded, grams.new_empty(matrices, dtype=torch.float64)
+
+
+def _coefficients(
+    grad: Tensor,
+    forward: Alignment,
+    left: Sequence[int],
+    right: Sequence[int],
+    wanted: Sequence[int],
+    tokens: int,
+    out: Tensor,
+    bounds: Tensor,
+) -> None:
+    grams, grad = forward.grams, grad.contiguous()
+    _native.cuda.coefficients(
+        grams.data_ptr(),
+        DTYPE_CODES[grams.dtype],
+        grams.size(0),
+        grams.size(1),
+        forward.stats.data_ptr(),
+        left,
+        right,
+        tokens,
+        forward.values.data_ptr(),
+        forward.degenerate.data_ptr(),
+        grad.data_ptr(),
+        DTYPE_CODES[grad.dtype],
+        wanted,
+        out.data_ptr(),
+        out.size(2),
+        bounds.data_ptr(),
+        *_target(grams.device),
+    )
 
 
 def _apply(

@@ -16,7 +16,7 @@ from pyguide.ops.inputs import check_layers, check_precision
 from pyguide.ops.library import register
 from pyguide.ops.precision import precision_code
 
-__all__ = ["gram"]
+__all__ = ["gram", "native_gram", "native_gram_backward"]
 
 
 def _forward(layers: list[Tensor], center: bool, precision: int) -> Tensor:
@@ -41,12 +41,12 @@ def _fake_backward(
     return [torch.empty_like(layers[w]) for w in wanted]
 
 
-_gram = register(
+native_gram = register(
     "gram(Tensor[] layers, bool center, int precision) -> Tensor",
     implementation=_forward,
     fake=_fake_forward,
 )
-_gram_backward = register(
+native_gram_backward = register(
     "gram_backward(Tensor grad, Tensor[] layers, int[] wanted, bool center, int precision)"
     " -> Tensor[]",
     implementation=_backward,
@@ -59,14 +59,14 @@ class _Gram(torch.autograd.Function):
     def forward(ctx: Any, center: bool, precision: int, *layers: Tensor) -> Tensor:
         ctx.arguments = center, precision
         ctx.save_for_backward(*layers)
-        return _gram(list(layers), center, precision)
+        return native_gram(list(layers), center, precision)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         layers = ctx.saved_tensors
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
         grads: list[Tensor | None] = [None] * len(layers)
-        computed = _gram_backward(grad, list(layers), wanted, *ctx.arguments)
+        computed = native_gram_backward(grad, list(layers), wanted, *ctx.arguments)
         computed = first_derivative_only(computed, grad, *layers)
         for w, g in zip(wanted, computed, strict=True):
             grads[w] = g
@@ -119,4 +119,4 @@ def gram(xs: Sequence[Tensor], *, center: bool = True, precision: str | None = N
     if torch.is_grad_enabled() and any(x.requires_grad for x in xs):
         result: Tensor = _Gram.apply(center, code, *xs)
         return result
-    return _gram(list(xs), center, code)  # see _align in pyguide/ops/cka.py
+    return native_gram(list(xs), center, code)  # see _align in pyguide/ops/cka.py

@@ -28,8 +28,12 @@ def measured(workload_name: str, candidate_name: str) -> Errors:
     return errors(problem, run(problem), exact(tiny, problem))
 
 
-def assert_right(found: Errors, *, bf16: bool, products_in_bf16: bool = False) -> None:
-    value, gradient = (3e-2, 3e-2) if products_in_bf16 else (1e-5, 4e-3 if bf16 else 1e-4)
+def assert_right(found: Errors, load: str, name: str) -> None:
+    value, gradient = 1e-5, 4e-3 if load == "bf16" else 1e-4
+    if name == "eager-bf16":
+        value, gradient = 3e-2, 3e-2
+    if load == "rbf" and name != "pyguide":  # the lower of the two distances in the middle
+        value, gradient = 1e-3, 1e-2
     assert found.value < value
     assert found.gradient is None or found.gradient < gradient
 
@@ -39,7 +43,7 @@ def test_a_candidate_agrees_with_the_reference(load, name):
     if candidate(name).package is not None:
         pytest.importorskip(candidate(name).package[1])
     found = measured(load, name)
-    assert_right(found, bf16=load == "bf16", products_in_bf16=name == "eager-bf16")
+    assert_right(found, load, name)
     assert (found.gradient is None) == (workload(load).kind != "loss")
 
 
@@ -48,7 +52,7 @@ def test_a_candidate_agrees_with_the_reference(load, name):
 @pytest.mark.parametrize(("load", "name"), cases(compiles=True))
 def test_a_compiled_candidate_agrees_with_the_reference(load, name):
     torch.compiler.reset()
-    assert_right(measured(load, name), bf16=load == "bf16")
+    assert_right(measured(load, name), load, name)
 
 
 def test_which_candidates_compute_what():
@@ -68,6 +72,8 @@ def test_which_candidates_compute_what():
         "small-pairs": {"compile", "official"},
         "per-token": {"compile", "official", "eager-bmm", "lightly-formula"},
         "feature-space": {"compile", "official", "eager-feature"},
+        "rbf": {"compile"},
+        "rsa": {"compile"},
         "bf16": {"compile", "official", "eager-bf16"},
     }
 
