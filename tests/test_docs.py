@@ -7,6 +7,7 @@ import doctest
 import json
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import torch
 
 import pyguide
 import pyguide.analysis
+from pyguide.cli import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -134,6 +136,23 @@ def test_the_search_table_is_what_its_script_reads() -> None:
     script = runpy.run_path(str(DOCS / "figures" / "depth_search.py"))
     expected = script["table"](json.loads(script["RESULTS"].read_text()))
     assert (DOCS / "figures" / "depth_search.md").read_text(encoding="utf-8") == expected
+
+
+def test_the_offsets_table_is_what_its_script_computes() -> None:
+    script = runpy.run_path(str(DOCS / "figures" / "offsets.py"))
+    lines = (DOCS / "figures" / "offsets.md").read_text(encoding="utf-8").splitlines()[2:]
+    for line, (offset, exact, values) in zip(lines, script["rows"](), strict=True):
+        numbers = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", line)]
+        # What the others lose depends on the machine.
+        expected = [offset, exact, values["pyguide"]]
+        assert numbers[:3] == pytest.approx(expected, abs=1e-5)
+        assert abs(numbers[1] - numbers[2]) <= 1e-5
+
+
+def test_the_commands_of_a_comparison_can_be_given() -> None:
+    page = (DOCS / "comparing.md").read_text(encoding="utf-8").replace("\\\n", "")
+    commands = [shlex.split(line)[1:] for line in re.findall(r"^pyguide compare .*$", page, re.M)]
+    assert [build_parser().parse_args(command).command for command in commands] == ["compare"] * 2
 
 
 def test_pictures_are_small() -> None:

@@ -110,7 +110,8 @@ def heatmap_figure(similarity: LayerSimilarity) -> Figure:
     below = bool((shown < 0).any())
     bar = figure.colorbar(image, cax=bar_axes, extend="min" if below else "neither")
     bar.set_label(f"{_estimator(similarity)}{', black below 0' if below else ''}")
-    axes.set_title(f"{_title(similarity)}\ndots: best match of each row", fontsize=9)
+    missing = "; grey: no variation, or NaN" if shown.isnan().any() else ""
+    axes.set_title(f"{_title(similarity)}\ndots: best match of each row{missing}", fontsize=9)
     return figure
 
 

@@ -27,9 +27,13 @@ def match_table(similarity: LayerSimilarity) -> str:
         + ("none" if match.best is None else f"{match.value:7.4f}  {match.best}")
         for match in matches
     ]
-    flat = [*similarity.degenerate_rows, *similarity.degenerate_columns]
-    if flat:
-        lines.append(f"without variation over the data: {', '.join(dict.fromkeys(flat))}")
+    for name, flat in zip(
+        similarity.names,
+        (similarity.degenerate_rows, similarity.degenerate_columns),
+        strict=True,
+    ):
+        if flat:
+            lines.append(f"without variation over the data in {name}: {', '.join(flat)}")
     return "\n".join([title, *lines])
 
 

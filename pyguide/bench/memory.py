@@ -1,10 +1,11 @@
-"""Peak memory of one call, in a process of its own."""
+"""Peak memory of a call, in a process of its own."""
 
 from __future__ import annotations
 
 import ctypes
 import multiprocessing
 import signal
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from pyguide.bench.candidates import candidate
 from pyguide.bench.workloads import Workload
 
-__all__ = ["available_bytes", "peak_memory"]
+__all__ = ["available_bytes", "in_own_process", "memory_of", "peak_memory"]
 
 # More than the samples for which pyguide has kernels of their own.
 _TINY_N = 32
@@ -24,24 +25,27 @@ _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def peak_memory(
     workload: Workload, n: int, seed: int, name: str, threads: int
 ) -> dict[str, int] | str:
-    """Memory that one call of a candidate adds to its process, results included.
+    """What one call of a candidate adds to its process: see :func:`memory_of`.
 
     The call is the first at its sizes, so that workspaces which libraries then keep count;
     of a candidate that compiles it is the second.
+    """
+    return in_own_process(_measure, workload, n, seed, name, threads=threads)
 
-    Returns
-    -------
-    dict or str
-        ``"peak"`` during the call and ``"retained"`` after it with its results held, in
-        bytes; or why they are not available.
+
+def in_own_process(
+    measure: Callable[..., dict[str, int] | str], *arguments: object, threads: int
+) -> dict[str, int] | str:
+    """What ``measure`` returns in a fresh process, or why there is nothing.
+
+    The function and its arguments must be picklable.
     """
     # The server has torch loaded and never runs a parallel region, so that its forks start
     # at once and may start threads of their own. In a fork pyguide's are std::threads.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pyguide.bench.memory"])
     receiver, sender = context.Pipe(duplex=False)
-    arguments = (workload, n, seed, name, threads, sender)
-    process = context.Process(target=_work, args=arguments, daemon=True)
+    process = context.Process(target=_work, args=(measure, arguments, threads, sender), daemon=True)
     process.start()
     sender.close()
     try:
@@ -59,19 +63,20 @@ def peak_memory(
 
 
 def _work(
-    workload: Workload, n: int, seed: int, name: str, threads: int, sender: Connection
+    measure: Callable[..., dict[str, int] | str],
+    arguments: tuple[object, ...],
+    threads: int,
+    sender: Connection,
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it, without its traceback
     torch.set_num_threads(threads)
     try:
-        sender.send(_measure(workload, n, seed, name))
+        sender.send(measure(*arguments))
     except Exception as error:
         sender.send(f"not available: {type(error).__name__}: {error}".splitlines()[0])
 
 
 def _measure(workload: Workload, n: int, seed: int, name: str) -> dict[str, int] | str:
-    if not _CLEAR_REFS.exists():
-        return "not available: no /proc/self/clear_refs"
     run = candidate(name).make(workload)
     assert run is not None
     problem = workload.make(n, seed)
@@ -82,10 +87,24 @@ def _measure(workload: Workload, n: int, seed: int, name: str) -> dict[str, int]
         run(problem)
     else:
         run(workload.tiny().make(_TINY_N, seed))
+    return memory_of(lambda: run(problem))
+
+
+def memory_of(call: Callable[[], object]) -> dict[str, int] | str:
+    """Memory that a call adds to this process, its result included.
+
+    Returns
+    -------
+    dict or str
+        ``"peak"`` during the call and ``"retained"`` after it with its result held, in
+        bytes; or why they are not available.
+    """
+    if not _CLEAR_REFS.exists():
+        return "not available: no /proc/self/clear_refs"
     _return_free_memory()
     _CLEAR_REFS.write_text("5")  # resets VmHWM
     before, _ = _resident()
-    result = run(problem)
+    result = call()
     after, peak = _resident()
     del result
     return {"peak": peak - before, "retained": after - before}

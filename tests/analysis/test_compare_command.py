@@ -205,7 +205,7 @@ def test_quiet_prints_nothing(run, capsys):
     assert run("nets.py:constant", "--data", "x.npy", "--quiet") == 0
     assert capsys.readouterr() == ("", "")
     assert run("nets.py:constant", "--data", "x.npy", "--resume", "--no-plots") == 0
-    assert "without variation over the data: 1, 2" in capsys.readouterr().out
+    assert "without variation over the data in nets.py:constant: 1, 2" in capsys.readouterr().out
 
 
 def test_a_last_batch_that_is_too_small_is_told_in_one_line(run, capsys):
@@ -300,6 +300,14 @@ def test_mistakes_are_one_line(here, refused, argv, message):
     data = [] if "--data" in argv else ["--data", "x.npy"]
     assert message in refused(*argv, *data)
     assert not (here / "out" / "similarity.json").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_turns_out_damaged_is_named(here, refused, workers):
+    write_images(here / "images", 9)
+    (here / "images" / "8.png").write_bytes(b"no image")
+    argv = ["--data", "images", "--image-size", 4, "--workers", workers]
+    assert "images/8.png: cannot be read as an image" in refused("nets.py:Net", *argv)
 
 
 def test_weights_that_do_not_fit_are_named(here, run, refused):

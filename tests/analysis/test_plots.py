@@ -53,6 +53,7 @@ def test_heatmap_shows_what_is_below_zero_and_what_is_no_value(new_similarity):
     assert image.cmap(image.norm(shown[0, 0])) == (0, 0, 0, 1)
     assert "black below 0" in bar.get_ylabel()
     assert shown.mask.tolist() == [[False, False, True], [False, True, True]]
+    assert "grey: no variation" in axes.get_title()
 
 
 @pytest.mark.parametrize(("layers", "named"), [(60, 60), (200, 67)])
