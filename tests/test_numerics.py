@@ -70,7 +70,8 @@ def test_debiased_at_the_smallest_batches(backend, n, offset) -> None:
 @pytest.mark.parametrize("offset", [0, 30, 1000])
 @pytest.mark.parametrize("correlation", [0.0, 0.9])
 @pytest.mark.parametrize("n, d", [(64, 200_000), (512, 4096), (1024, 1500)])
-def test_float32_at_size(relative_error, n, d, correlation, offset, debiased) -> None:
+def test_float32_at_size(threads, relative_error, n, d, correlation, offset, debiased) -> None:
+    threads(2)
     x, y = _features(n, d, correlation)
     _check((x + offset).float(), (y - offset).float(), debiased, "sample", relative_error)
 

@@ -10,6 +10,7 @@ import torch
 
 from pyguide import cuda_library
 from pyguide.ops import cpu, cuda
+from pyguide.ops.tracing import constant_while_traced
 
 __all__ = ["backend_of", "has_native_backend"]
 
@@ -32,7 +33,7 @@ def has_native_backend(device: torch.device) -> bool:
     return why is None
 
 
-@torch.compiler.assume_constant_result
+@constant_while_traced
 def _why_missing(device: torch.device) -> str | None:
     if device.type != "cuda" or torch.version.hip is not None:
         return "only CPUs and NVIDIA GPUs have one"

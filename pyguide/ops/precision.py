@@ -7,6 +7,7 @@ import torch
 from pyguide.ops import cpu
 from pyguide.ops.contract import HIGHEST, PRECISIONS
 from pyguide.ops.dispatch import backend_of
+from pyguide.ops.tracing import constant_while_traced
 
 __all__ = ["precision_code"]
 
@@ -21,7 +22,7 @@ def precision_code(precision: str | None, device: torch.device) -> int:
 # A constant while Dynamo traces, which cannot trace torch's getters. Dynamo compiles again when
 # TF32 becomes allowed or forbidden, so between "highest" and the others, but not when "high" and
 # "medium" change places.
-@torch.compiler.assume_constant_result
+@constant_while_traced
 def _torch_setting() -> str:
     # Follows set_float32_matmul_precision, allow_tf32 and fp32_precision, whichever came last.
     if torch.backends.cuda.matmul.fp32_precision != "tf32":

@@ -110,20 +110,20 @@ def test_the_ceiling_is_at_least_sgemm(monkeypatch, threads):
     assert low.flops("fma") == max(low.samples["sgemm"])
 
 
-def test_the_probe_is_timed_at_torchs_number_of_threads(monkeypatch, threads):
+def test_the_probe_is_timed_at_torchs_number_of_threads(clock, monkeypatch, threads):
     threads(1)
     asked = []
 
     def probe(steps, threads, instruction_set=""):
         asked.append((steps, threads))
-        time.sleep(1e-7 * steps)
+        clock.now += 1e-7 * steps
         return 2.0 * steps * threads
 
     monkeypatch.setattr(_native, "fma_peak", probe)
     rate = ceilings._probe(0.005)
     assert {count for _, count in asked} == {1}
-    assert 1e-7 * asked[-1][0] >= 0.004
-    assert 2e6 < rate <= 2.1e7
+    assert 1e-7 * asked[-1][0] >= 0.005
+    assert rate == pytest.approx(2e7)
 
 
 def test_the_longer_of_two_limits_is_the_ceiling():
