@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyguide
+from pyguide.analysis import StreamingCKA
+from pyguide.analysis.layer_grams import LayerGrams
 from pyguide.ops import cuda, feature_space
 from pyguide.ops.contract import HIGHEST
 
@@ -103,3 +105,26 @@ def test_pairs_of_both_routes_are_put_in_order() -> None:
     with RefuseToWait():
         values = pyguide.cka_pairs([x, y, x], [x, y, x])
     torch.testing.assert_close(values, torch.ones(3))
+
+
+@pytest.mark.parametrize("debiased", [False, True])
+def test_streaming(emulated, debiased) -> None:
+    layers = [torch.randn(20, d) for d in (6, 9, 4)]
+    streaming = StreamingCKA(debiased=debiased)
+    with RefuseToWait():
+        for _ in range(2):
+            streaming.update(layers[:2], layers)
+        values = streaming.compute()
+    expected = pyguide.reference.cka_matrix(layers[:2], layers, debiased=debiased)
+    torch.testing.assert_close(values.float(), expected, rtol=0, atol=1e-5)
+
+
+def test_networks_that_are_compared(emulated) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(6, 9), torch.nn.Dropout(), torch.nn.Linear(9, 4))
+    layers = LayerGrams(net, None, "network", debiased=True, precision=None, device=None)
+    x, streaming = torch.randn(20, 6), StreamingCKA()
+    with layers:
+        streaming.update_grams(layers(x, 20))
+        with RefuseToWait():
+            streaming.update_grams(layers(x, 20))
+    assert streaming.compute().diagonal().tolist() == pytest.approx([1, 1, 1])

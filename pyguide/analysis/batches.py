@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["inputs_of", "on_device"]
+__all__ = ["inputs_of", "on_device", "version_of", "versions_of"]
 
 
 def inputs_of(data: Iterable[Any], max_samples: int | None) -> Iterator[tuple[Any, int]]:
@@ -33,6 +33,16 @@ def on_device(inputs: Any, device: torch.device | None) -> Any:
         return inputs
     waits = device.type != "cuda"
     return _mapped(inputs, lambda x: x.to(device, non_blocking=not waits))
+
+
+def version_of(x: Tensor) -> int | None:
+    """How often x was changed in place; None for inference tensors, which do not count it."""
+    return None if x.is_inference() else x._version
+
+
+def versions_of(inputs: Any) -> list[int | None]:
+    """The version of every tensor."""
+    return [version_of(x) for x in _tensors(inputs)]
 
 
 def _inputs(batch: Any) -> Any:

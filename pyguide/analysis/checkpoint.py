@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from pyguide.analysis.layer_grams import LayerGrams
 from pyguide.analysis.streaming import StreamingCKA
+from pyguide.ops.hsic import CenteredGram
 from pyguide.torch_files import DamagedFile, load_tensors, save_tensors
 
 __all__ = ["Checkpoint"]
@@ -68,7 +70,12 @@ class Checkpoint:
             )
         return True
 
-    def check(self, rows: LayerGrams, columns: LayerGrams | None, batch: StreamingCKA) -> None:
+    def check(
+        self,
+        rows: LayerGrams,
+        columns: LayerGrams | None,
+        grams: tuple[Sequence[CenteredGram], Sequence[CenteredGram] | None],
+    ) -> None:
         """Compare the first counted batch with what it was, or keep it for a later call.
 
         Raises
@@ -76,6 +83,10 @@ class Checkpoint:
         ValueError
             If the layers or their similarities differ.
         """
+        if self._path is None:
+            return
+        batch = StreamingCKA(debiased=self._sums.debiased)
+        batch.update_grams(*grams)
         now: dict[str, Any] = {
             "rows": list(rows.names),
             "columns": None if columns is None else list(columns.names),

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyguide.analysis.batches import inputs_of
+from pyguide.analysis.batches import inputs_of, on_device, versions_of
 from pyguide.analysis.checkpoint import Checkpoint
 from pyguide.analysis.layer_grams import LayerGrams
 from pyguide.analysis.progress import Progress, shown
 from pyguide.analysis.similarity import LayerSimilarity
 from pyguide.analysis.streaming import StreamingCKA, is_too_small
-from pyguide.ops.hsic import least_samples
+from pyguide.ops.hsic import CenteredGram, least_samples
 
 __all__ = ["compare_networks"]
 
@@ -130,19 +130,37 @@ def compare_networks(
             if is_too_small(n, debiased, stacklevel=3) or (counted and rows.settled):
                 continue
             is_first = not rows.settled
-            grams = rows(inputs, n), columns(inputs, n) if columns else None
+            grams = _grams(rows, columns, inputs, n)
             if is_first:
-                batch = StreamingCKA(debiased=debiased)
-                batch.update_grams(*grams)
-                saved.check(rows, columns, batch)
+                saved.check(rows, columns, grams)
             if not counted:
                 sums.update_grams(*grams)
                 saved.write()
+            del grams  # before the next forward pass
     if not batch_size:
         raise ValueError("data gave no batch: a generator or iterator can be read only once")
     values = sums.compute().cpu()
     saved.close()
     return _similarity(values, sums, rows, columns or rows, names, batch_size, columns is None)
+
+
+def _grams(
+    rows: LayerGrams, columns: LayerGrams | None, inputs: Any, n: int
+) -> tuple[list[CenteredGram], list[CenteredGram] | None]:
+    """Both networks' Gram matrices for one batch; None for a network compared with itself."""
+    moved = on_device(inputs, rows.device)
+    versions = versions_of(moved)
+    xs = rows(moved, n)
+    if columns is None:
+        return xs, None
+    if versions_of(moved) != versions:
+        raise RuntimeError(
+            "the first network changed its input in place, so the second would see something "
+            "else: set inplace=False on its first layer"
+        )
+    if columns.device != rows.device:
+        moved = on_device(inputs, columns.device)
+    return xs, columns(moved, n)
 
 
 def _similarity(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyguide.analysis.batches import on_device
+from pyguide.analysis.batches import version_of
 from pyguide.capture.layers import call_model, undisturbed
 from pyguide.capture.outputs import activations, time_first_layers
 from pyguide.capture.padding import filled
@@ -75,7 +75,7 @@ class LayerGrams:
         self._modules = named_layers(model)
         self._wanted = None if layers is None else _wanted(self._modules, layers, owner)
         self._gram = partial(centered_grams, debiased=debiased, precision=precision)
-        self._device = _input_device(model, device, owner)
+        self.device = _input_device(model, device, owner)
         self._settled: dict[_Call, str] = {}
         self._shapes: dict[_Call, tuple[int, ...]] = {}
         self._open: list[bool] = []
@@ -117,11 +117,19 @@ class LayerGrams:
         self._stack.close()
 
     def __call__(self, inputs: Any, n: int) -> list[CenteredGram]:
-        """The Gram matrices for one batch of n samples, in the order of `names`."""
+        """The Gram matrices for one batch of n samples, in the order of `names`.
+
+        Parameters
+        ----------
+        inputs : Tensor, tuple or dict
+            On `device`; as :func:`call_model` takes them.
+        n : int
+            Size of the first axis.
+        """
         self._clear(n)
         self._running = True
         try:
-            call_model(self._model, on_device(inputs, self._device))
+            call_model(self._model, inputs)
         finally:
             self._running = False
         if self._settled:
@@ -187,14 +195,14 @@ class LayerGrams:
 
     def _gram_of(self, x: Tensor, mask: Tensor | None) -> CenteredGram:
         # In eval mode a Dropout returns its input: that has its Gram matrix already.
-        version = None if x.is_inference() else x._version
+        version = version_of(x)
         same, same_version, gram = self._last
         if same() is x and version is not None and version == same_version:
             return gram
         (gram,) = self._gram([filled(x, mask)])
         # Parts of a network may be on other devices. MPS has no float64: its matrices are on CPUs.
-        if self._device is not None and self._device.type != "mps":
-            gram = CenteredGram(*(t.to(self._device) for t in gram))
+        if self.device is not None and self.device.type != "mps":
+            gram = CenteredGram(*(t.to(self.device) for t in gram))
         self._last = weakref.ref(x), version, gram
         return gram
 
@@ -211,7 +219,7 @@ class LayerGrams:
             warnings.warn(
                 f"layers of the {self._owner} were left out because the first axis of what they "
                 f"gave is not the batch of {self._n} samples: {left_out}",
-                stacklevel=4,
+                stacklevel=5,
             )
         self._settled = {call: _name(call, self._counts[call[0]] > 1) for call in self._grams}
         self._first_counts = self._counts
@@ -245,12 +253,6 @@ class LayerGrams:
                     f"{before} times in the first: only layers that every batch calls equally "
                     "often can be compared"
                 )
-        missing = [name for call, name in self._settled.items() if call not in self._grams]
-        if missing:
-            raise RuntimeError(
-                f"{', '.join(map(repr, missing))} of the {self._owner} called other modules in "
-                "this batch, but not in the first: name the layers to compare"
-            )
 
     def _remove_hooks(self) -> None:
         for handles in self._handles.values():

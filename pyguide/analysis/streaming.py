@@ -208,7 +208,8 @@ class StreamingCKA:
         if self._sums is None:
             self._sums = found
         else:
-            self._sums = self._sums + HSIC(*(t.to(self._sums.cross.device) for t in found))
+            device = self._sums.cross.device
+            self._sums = self._sums.plus(HSIC(*(t.to(device) for t in found)))
         self._self_comparison = self_comparison
         self.samples += samples
         self.batches += batches

@@ -86,7 +86,7 @@ class CKAMetric(Metric):
         expected = (self.rows, self.columns)
         found = batch_hsic(xs, ys, expected, debiased=self.debiased, precision=self.precision)
         if found is not None:
-            self.cross, self.first, self.second = found + self._sums()
+            self.cross, self.first, self.second = self._sums().plus(found)
             self.samples += xs[0].size(0)
 
     def compute(self) -> Tensor:

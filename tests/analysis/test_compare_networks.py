@@ -283,8 +283,9 @@ def test_max_samples_cuts_the_last_batch(images):
 
 
 def test_a_small_last_batch_is_left_out(rows):
-    with pytest.warns(UserWarning, match="a batch of 2 samples was left out"):
+    with pytest.warns(UserWarning, match="a batch of 2 samples was left out") as caught:
         found = compare_networks(_mlp(), data=rows[:22].split(10))
+    assert caught[0].filename == __file__
     assert (found.samples, found.batches, found.batch_size) == (20, 2, 10)
 
 
@@ -297,8 +298,9 @@ def test_layers_without_variation_are_named(rows):
 
 def test_layers_without_the_batch_axis_are_left_out_by_default_only(rows):
     net = nn.Sequential(nn.Linear(6, 8), Layer(lambda x: x.T), Layer(lambda x: x.T), nn.Flatten())
-    with pytest.warns(UserWarning, match=r"'1' \(8, 40\)"):
+    with pytest.warns(UserWarning, match=r"'1' \(8, 40\)") as caught:
         found = compare_networks(net, data=[rows])
+    assert caught[0].filename == __file__
     assert found.rows == ("0", "2", "3")
     with pytest.raises(ValueError, match=r"layer '1' of the first network gave \(8, 40\) for a"):
         compare_networks(net, data=[rows], layers="1")
@@ -352,6 +354,12 @@ def test_errors_say_what_to_do(rows, options, error, message):
     with pytest.raises(error, match=message):
         compare_networks(net, **{"second": _mlp(), **arguments})
     assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_a_network_that_changes_its_input_says_so(rows):
+    net = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 2))
+    with pytest.raises(RuntimeError, match="the first network changed its input in place"):
+        compare_networks(net, _mlp(), [rows])
 
 
 def test_a_network_without_layers_says_so(rows):

@@ -149,11 +149,19 @@ def test_a_layer_without_variation_is_zero(related_layers, debiased):
     assert [flags.tolist() for flags in streaming.degenerate()] == [[False, True], [False, False]]
 
 
+def test_orthogonal_samples_have_no_debiased_similarity(related_layers):
+    # Their Gram matrix is all diagonal, but for rounding.
+    (x,) = (t.float() for t in related_layers(40, [8]))
+    orthogonal = torch.linalg.qr(torch.randn(40, 40)).Q
+    streaming = _streamed([([x, orthogonal],), ([x, orthogonal],)])
+    assert streaming.compute()[1].tolist() == [0.0, 0.0]
+    assert streaming.degenerate()[0].tolist() == [False, True]
+
+
 def test_a_batch_without_variation_adds_nothing(related_layers):
     x, y = (t.float() for t in related_layers(40, [8, 9]))
-    # The debiased Gram matrix of orthogonal samples of one length is 0: all is on the diagonal.
-    constant, orthogonal = torch.full((20, 8), 0.1), torch.eye(20)
-    batches = [([x[:20]], [y[:20]]), ([constant], [y[20:]]), ([x[20:]], [orthogonal])]
+    constant = torch.full((20, 8), 0.1)
+    batches = [([x[:20]], [y[:20]]), ([constant], [y[20:]]), ([x[20:]], [constant])]
     value = _streamed(batches).compute().item()
     xy = _hsic(x[:20], y[:20], True)
     xx = _hsic(x[:20], x[:20], True) + _hsic(x[20:], x[20:], True)
