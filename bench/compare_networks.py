@@ -286,13 +286,17 @@ def measure(
     problem = prepare(CASES[case], quick=quick)
     entry["n"], entry["layers"] = problem.loader.batch_size, list(map(len, problem.layers))
     rows = entry["rows"]
-    expected = exact(problem) if not all("samples" in row for row in rows) else None
-    for row in rows:
-        found = CANDIDATES[row["candidate"]].run(problem)  # the first call, which is not timed
-        if expected is not None:
-            row["samples"] = []
+    if not all("samples" in row for row in rows):
+        expected = exact(problem)
+        for row in rows:
+            found = CANDIDATES[row["candidate"]].run(problem)
             row["error"] = found and errors(found, problem, expected)
-    save()
+        for row in rows:
+            row["samples"] = []
+        save()
+    elif len(rows[0]["samples"]) < rounds:
+        for row in rows:
+            CANDIDATES[row["candidate"]].run(problem)  # the first call, which is not timed
     for r in range(len(rows[0]["samples"]), rounds):
         taken = [_timed(row, problem, r) for row in rows[r % len(rows) :] + rows[: r % len(rows)]]
         for row, seconds in taken:
@@ -304,6 +308,7 @@ def measure(
             row["memory"] = in_own_process(*arguments, threads=torch.get_num_threads())
             save()
     _summarize(rows)
+    save()
 
 
 def _timed(row: dict[str, Any], problem: Problem, r: int) -> tuple[dict[str, Any], list[float]]:
@@ -366,7 +371,7 @@ def _new_result(args: argparse.Namespace) -> dict[str, Any]:
         "quick": args.quick,
         "finished": False,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "options": {"case": args.case, "rounds": args.rounds},
+        "options": {"n": N},  # a run may go on with more cases or rounds
         **describe(CPU(quick=args.quick), args.commit),
         "aims": AIMS,
         "cases": {},
@@ -389,11 +394,18 @@ def run(args: argparse.Namespace) -> None:
 
     for name in args.case:
         entry = result["cases"].setdefault(name, _new_entry(CASES[name]))
-        if not all("seconds" in row for row in entry["rows"]):
+        if not _is_complete(entry, args.rounds):
             measure(name, args.rounds, args.quick, entry, save)
         print(table(entry), flush=True)
     result["finished"] = True
     save()
+
+
+def _is_complete(entry: dict[str, Any], rounds: int) -> bool:
+    return all("seconds" in row for row in entry["rows"]) and all(
+        len(row["samples"]) >= min(rounds, CANDIDATES[row["candidate"]].rounds)
+        for row in entry["rows"]
+    )
 
 
 def _new_entry(case: Case) -> dict[str, Any]:
