@@ -117,10 +117,12 @@ def entries_center(s: Tensor) -> Tensor:
     return s - s.mean()
 
 
-def _distances(x: Tensor) -> Tensor:
-    """Euclidean distances between the samples, from their differences: (n, n)."""
+def _squared_distances(x: Tensor) -> Tensor:
+    """``||x_i - x_j||^2`` of an (n, d) matrix, at least 0."""
     x = center_features(x)
-    return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    k = x @ x.mT
+    squares = k.diagonal()
+    return (squares[:, None] + squares - 2 * k).clamp(min=0)
 
 
 def rbf_matrix(x: Tensor, multiple: float = 1.0, bandwidth: float = 0.0) -> Tensor:
@@ -129,7 +131,7 @@ def rbf_matrix(x: Tensor, multiple: float = 1.0, bandwidth: float = 0.0) -> Tens
     ``sigma^2`` is ``bandwidth^2`` if that is not 0, else ``multiple^2`` times the median of all
     n^2 squared distances (Kornblith et al. 2019), which is no variable of the gradient.
     """
-    d = _distances(x).square()
+    d = _squared_distances(x)
     ordered = d.detach().flatten().sort().values
     median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
     variance = multiple**2 * median if not bandwidth else median.new_tensor(bandwidth**2)
@@ -140,7 +142,9 @@ def rbf_matrix(x: Tensor, multiple: float = 1.0, bandwidth: float = 0.0) -> Tens
 
 def euclidean_matrix(x: Tensor) -> Tensor:
     """``||x_i - x_j||`` of an (n, d) matrix."""
-    return _distances(x)
+    d = _squared_distances(x)
+    # `where` before the root: the root's gradient at 0 is infinite.
+    return torch.where(d == 0, d, torch.where(d == 0, 1.0, d).sqrt())
 
 
 def cosine_matrix(x: Tensor) -> Tensor:
@@ -148,7 +152,7 @@ def cosine_matrix(x: Tensor) -> Tensor:
     norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     zero = norms == 0
     x = x / torch.where(zero, torch.ones_like(norms), norms)
-    halves = _distances(x).square() / 2
+    halves = _squared_distances(x) / 2
     other = 1.0 - torch.eye(len(x), dtype=x.dtype, device=x.device)
     return torch.where(zero | zero.mT, other, halves)
 

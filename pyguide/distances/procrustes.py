@@ -22,6 +22,8 @@ def normalized_procrustes(pairs: PairedLayers) -> tuple[Tensor, Tensor]:
     """
     found = factors(pairs.layers)
     squares = [f.square().sum() for f in found]
+    # Beyond the range of float64 no unit norm is left.
+    squares = [torch.where(square.isinf(), torch.nan, square) for square in squares]
     constant = [square == 0 for square in squares]
     units = [
         f * torch.where(flag, 1.0, square).rsqrt()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -53,8 +55,8 @@ class Ridge(Distance):
     A pair with a layer that is constant over the samples that fit is degenerate: its score is
     0, so its distance 1, and its gradient 0. A sample that is scored but lies at the mean of
     those that fit counts with cosine 0 and has no gradient. A penalty that is lost in the
-    rounding of the eigenvalues of a singular ``X_fit X_fit^T`` gives NaN. ``torch.compile``
-    compiles again for every batch size at which a layer is projected.
+    rounding of the eigenvalues of a singular ``X_fit X_fit^T`` gives NaN, or before that an
+    inaccurate score. ``torch.compile`` compiles again for every batch size at which a layer is projected.
 
     Examples
     --------
@@ -74,13 +76,13 @@ class Ridge(Distance):
     def __init__(
         self, penalty: float = 10.0, *, projection: float | None = 0.1, seed: int = 0
     ) -> None:
-        if not penalty > 0:
-            raise ValueError(f"penalty must be positive, got {penalty}")
+        if not 0 < penalty < math.inf:
+            raise ValueError(f"penalty must be positive and finite, got {penalty}")
         if projection is not None and not 0 < projection < 1:
             raise ValueError(f"projection must be None or in (0, 1), got {projection}")
         self.penalty = penalty
         self.projection = projection
-        self.seed = seed
+        self.seed = operator.index(seed)
 
     def __repr__(self) -> str:
         return f"Ridge(penalty={self.penalty}, projection={self.projection}, seed={self.seed})"

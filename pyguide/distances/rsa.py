@@ -48,8 +48,10 @@ class RSA(Distance):
     Cosines are taken as ``1 - cos = (||x_i - x_j||^2 - (||x_i|| - ||x_j||)^2) / (2 ||x_i||
     ||x_j||)``, which keeps its digits where all samples point in nearly the same direction. A
     sample that is zero has cosine 0 to every other, and no gradient. Distances below the
-    rounding of a Gram matrix are 0; the Euclidean distance has gradient 0 there. A pair with a
-    layer whose dissimilarities are all the same has correlation 0, so distance 1, and gradient 0.
+    rounding of the Gram matrix are 0; the Euclidean distance has gradient 0 there. Of float32
+    features others lose digits where some samples lie very far from the rest: cosines of two
+    clusters 450 standard deviations apart were 4e-5 off, at 4500 1e-3; use float64 there. A pair with a
+    layer whose dissimilarities are all the same, or 0 but for rounding, has correlation 0, so distance 1, and gradient 0.
 
     Examples
     --------

@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pyguide.ops.contract import token_count
+
 __all__ = ["Dissimilarity", "dissimilarity", "squared_distances"]
 
 _CHUNK = 512  # features whose squares are summed in float32
@@ -22,12 +24,13 @@ _CHUNK = 512  # features whose squares are summed in float32
 def squared_distances(grams: Tensor) -> Tensor:
     """``D_ij = K_ii + K_jj - 2 K_ij`` of Gram matrices (B, n, n) with any shift: float64.
 
-    What is below the rounding of the Gram matrix is 0.
+    What is below the rounding of ``K_ii + K_jj`` is 0.
     """
     squares = grams.diagonal(dim1=1, dim2=2).double()
     sums = squares[:, :, None] + squares[:, None, :]
     d = sums.add(grams, alpha=-2)
-    rounding = sums.mul_(4 * torch.finfo(grams.dtype).eps)
+    # The diagonal may be rounded below zero.
+    rounding = sums.clamp_(min=0).mul_(4 * torch.finfo(grams.dtype).eps)
     return d.masked_fill_(d <= rounding, 0.0)
 
 
@@ -40,15 +43,18 @@ class Dissimilarity(Protocol):
     def state(self, d: Tensor, layers: Sequence[Tensor], per_token: bool) -> Tensor:
         """(B, state_size) for the matrices of these layers."""
 
-    def of_(self, d: Tensor, state: Tensor) -> Tensor:
-        """S, in the memory of D."""
+    def of_(self, d: Tensor, state: Tensor) -> tuple[Tensor, Tensor | None]:
+        """S, in the memory of D, and ||.|| of what was subtracted in it, (B,), if anything was."""
 
     def weigh_(self, a: Tensor, d: Tensor, state: Tensor) -> tuple[Tensor, Tensor | None]:
         """W in the memory of A, and m, (B, n), if S depends on more than D."""
 
 
 class _RBF:
-    """``exp(-D / (2 sigma^2))``; sigma is no variable of the derivative."""
+    """``exp(-D / (2 sigma^2)) - 1``; sigma is no variable of the derivative.
+
+    The 1 is nothing to H- and U-centring, and without it wide kernels keep their digits.
+    """
 
     def __init__(self, multiple: float, bandwidth: float) -> None:
         self._multiple, self._bandwidth = multiple, bandwidth
@@ -59,13 +65,13 @@ class _RBF:
     def state(self, d: Tensor, layers: Sequence[Tensor], per_token: bool) -> Tensor:
         """1 / (2 sigma^2)."""
         if self._bandwidth:
-            return d.new_full((len(d), 1), 0.5 / self._bandwidth**2)
-        return 0.5 / (self._multiple**2 * _median(d))[:, None]
+            return d.new_full((len(d), 1), 0.5 / self._bandwidth / self._bandwidth)
+        return 0.5 / self._multiple / self._multiple / _median(d)[:, None]
 
-    def of_(self, d: Tensor, state: Tensor) -> Tensor:
-        # Where the median is 0, S is 1 for equal samples and 0 for others.
+    def of_(self, d: Tensor, state: Tensor) -> tuple[Tensor, Tensor | None]:
+        # Where the median is 0, S is 0 for equal samples and -1 for others.
         inverse = state.clamp(max=torch.finfo(torch.float64).max)
-        return d.mul_(-inverse[:, :, None]).exp_()
+        return d.mul_(-inverse[:, :, None]).expm1_(), None
 
     def weigh_(self, a: Tensor, d: Tensor, state: Tensor) -> tuple[Tensor, Tensor | None]:
         inverse = state.masked_fill(state.isinf(), 0.0)[:, :, None]
@@ -81,8 +87,8 @@ class _Euclidean:
     def state(self, d: Tensor, layers: Sequence[Tensor], per_token: bool) -> Tensor:
         return d.new_empty((len(d), 0))
 
-    def of_(self, d: Tensor, state: Tensor) -> Tensor:
-        return d.sqrt_()
+    def of_(self, d: Tensor, state: Tensor) -> tuple[Tensor, Tensor | None]:
+        return d.sqrt_(), None
 
     def weigh_(self, a: Tensor, d: Tensor, state: Tensor) -> tuple[Tensor, Tensor | None]:
         zero = d == 0
@@ -103,9 +109,16 @@ class _Cosine:
         """The norms of the samples."""
         return torch.cat([_row_norms(x, per_token) for x in layers])
 
-    def of_(self, d: Tensor, state: Tensor) -> Tensor:
+    def of_(self, d: Tensor, state: Tensor) -> tuple[Tensor, Tensor | None]:
         inverse, zero = _inverse(state)
-        d.sub_((state[:, :, None] - state[:, None, :]).square_()).clamp_(min=0)
+        # What of samples in one direction remains of D is rounding of terms of this size.
+        differences = state[:, :, None] - state[:, None, :]
+        terms = (state[:, :, None] + state[:, None, :]).mul_(differences).abs_().add_(d)
+        subtracted = terms.mul_(0.5 * inverse[:, :, None]).mul_(inverse[:, None, :])
+        return self._cosines_(d, differences, inverse, zero), _norm(subtracted)
+
+    def _cosines_(self, d: Tensor, differences: Tensor, inverse: Tensor, zero: Tensor) -> Tensor:
+        d.sub_(differences.square_()).clamp_(min=0)
         d.mul_(0.5 * inverse[:, :, None]).mul_(inverse[:, None, :])
         d.masked_fill_(zero[:, :, None], 1.0).masked_fill_(zero[:, None, :], 1.0)
         d.diagonal(dim1=1, dim2=2).zero_()
@@ -113,9 +126,8 @@ class _Cosine:
 
     def weigh_(self, a: Tensor, d: Tensor, state: Tensor) -> tuple[Tensor, Tensor | None]:
         inverse, zero = _inverse(state)
-        a.masked_fill_(zero[:, None, :], 0.0)
         # dS_ij/drho_i = (rho_j - rho_i) / (rho_i rho_j) - S_ij / rho_i, and drho_i/dx_i = x_i/rho_i
-        s = self.of_(d, state)
+        s = self._cosines_(d, state[:, :, None] - state[:, None, :], inverse, zero)
         differences = inverse[:, :, None] - inverse[:, None, :]
         radial = differences.addcmul_(s, inverse[:, :, None].expand_as(s), value=-1).mul_(a)
         m = radial.sum(dim=2).mul_(inverse)
@@ -156,12 +168,16 @@ def _triangle(n: int, device: torch.device) -> Tensor:
 
 def _row_norms(layer: Tensor, per_token: bool) -> Tensor:
     """Norms of the samples of each token, (T, n) float64."""
-    x = layer.flatten(2) if per_token else layer.flatten(1)[:, None]
+    x = layer.reshape(layer.size(0), token_count([layer], per_token), -1)
     x = x if x.dtype == torch.float64 else x.float()
     whole = x.size(2) // _CHUNK * _CHUNK
     parts = [x[:, :, :whole].unflatten(2, (-1, _CHUNK)), x[:, :, None, whole:]]
     squares = [torch.linalg.vector_norm(p, dim=3).double().square().sum(dim=2) for p in parts]
     return (squares[0] + squares[1]).sqrt().T
+
+
+def _norm(matrices: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(matrices, dim=(1, 2))
 
 
 def _inverse(norms: Tensor) -> tuple[Tensor, Tensor]:

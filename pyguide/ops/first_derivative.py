@@ -19,7 +19,7 @@ class _FirstDerivativeOnly(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise RuntimeError(
             "pyguide's native operators have first derivatives only; for a second derivative "
-            "use the same function of pyguide.reference"
+            "use pyguide.reference, which has Gram matrices, CKA, RBF CKA and RSA in plain torch"
         )
 
 

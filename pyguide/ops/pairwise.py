@@ -63,9 +63,11 @@ def _forward(
         matrices = slice(group.start * tokens, group.stop * tokens)
         d = squared_distances(grams[matrices])
         state[matrices] = f.state(d, layers[group], per_token)
-        s = f.of_(d, state[matrices])
+        s, subtracted = f.of_(d, state[matrices])
+        scale, norm_squared = center_(s, centering)
         totals = stats[matrices].flatten(1)
-        totals[:, 0], totals[:, 1] = center_(s, centering)
+        totals[:, 0] = scale if subtracted is None else scale.maximum(subtracted)
+        totals[:, 1] = norm_squared
         centered[matrices] = s
     values, degenerate, *_ = backend.align(centered, stats, left, right, tokens)
     return values, degenerate, [grams, centered, stats, state] if differentiable else []

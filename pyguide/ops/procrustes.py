@@ -109,6 +109,7 @@ def squared_distance(f: Tensor, g: Tensor) -> Tensor:
     host whether its decomposition converged, so a GPU is waited for.
     """
     if torch.is_grad_enabled() and (f.requires_grad or g.requires_grad):
+        g = g.view_as(g) if g is f else g  # Dynamo takes no tensor twice
         result: Tensor = _SquaredDistance.apply(f, g)
         return result
     return _compare(f, g)[0]  # see _align in pyguide/ops/cka.py

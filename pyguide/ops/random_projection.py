@@ -35,7 +35,8 @@ class _Entries(NamedTuple):
     weights_by_row: Tensor  # (k m,)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=8)  # 36 MB for 65536 features at n = 256
+@torch.inference_mode(False)  # entries of a forward pass serve a later backward pass
 def _entries(width: int, features: int, seed: int, device: torch.device) -> _Entries:
     generator = torch.Generator().manual_seed(seed)
     terms = round(math.sqrt(width))

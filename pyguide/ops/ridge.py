@@ -42,7 +42,11 @@ def _split(gram: Tensor, m: int) -> _Split:
 def _smoother(split: _Split, penalty: float) -> Tensor:
     """``W = K_cross (K_fit + penalty I)^-1``: predictions are W Y_fit."""
     identity = torch.eye(split.fit.size(0), dtype=split.fit.dtype, device=split.fit.device)
-    factor, failed = torch.linalg.cholesky_ex(split.fit + penalty * identity)
+    # Centred rows sum to zero, so a constant changes no prediction; without it the matrix of a
+    # large layer is singular to rounding.
+    m = split.fit.size(0)
+    constant = split.fit.trace() / m**2
+    factor, failed = torch.linalg.cholesky_ex(split.fit + penalty * identity + constant)
     smoother = torch.cholesky_solve(split.cross.mT, factor).mT
     return torch.where(failed == 0, smoother, torch.nan)
 

@@ -136,6 +136,46 @@ def test_layers_without_variation(distance, related_layers):
 
 
 @every_distance
+def test_equal_dissimilarities_but_for_rounding(distance):
+    """Orthogonal samples of one norm: nothing but rounding is left of RDMs without their mean."""
+    x = 3 * torch.linalg.qr(torch.randn(40, 16, dtype=torch.float64)).Q.T
+    for dtype in (torch.float32, torch.float64):
+        layer, y = x.to(dtype).requires_grad_(), torch.randn(16, 5, dtype=dtype)
+        values, flags = distance.values_and_flags([layer], [y])
+        biased = distance.name == "rbf_cka" or getattr(distance, "diagonal", False)
+        assert flags.tolist() == [not biased]  # the diagonal is not equal to the rest
+        if not biased:
+            assert values.item() == 1.0
+            assert not torch.autograd.grad(values.sum(), layer)[0].any()
+
+
+@every_distance
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_far_clusters_are_finite(distance, dtype):
+    """Rounding may leave entries of the Gram matrix's diagonal below zero."""
+    centers = 1e4 * torch.randn(3, 64, dtype=torch.float64)
+    x = (centers.repeat(16, 1) + torch.randn(48, 64, dtype=torch.float64)).to(dtype)
+    y = torch.randn(48, 5, dtype=dtype)
+    value = distance([x.requires_grad_()], [y])
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    assert value.isfinite().all()
+    assert gradient.isfinite().all()
+
+
+@every_case
+def test_single_features(distance, formula):
+    """Layers (n,), and of tokens (n, T)."""
+    x, y = torch.randn(24, dtype=torch.float64), torch.randn(24, 5, dtype=torch.float64)
+    found, _ = distance.values_and_flags([x], [y])
+    expected, _ = reference.pairwise_alignment([x], [y], *formula, pairs=[(0, 0)])
+    torch.testing.assert_close(found, 1 - expected)
+    of_tokens, _ = distance.values_and_flags([y], [y.flip(0)], per_token=True)
+    for t in range(5):
+        alone = distance([y[:, t]], [y.flip(0)[:, t]])
+        torch.testing.assert_close(of_tokens[:, t], alone)
+
+
+@every_distance
 def test_nan_is_not_masked(distance, related_layers):
     x, y = related_layers(16, [5, 6])
     x[3, 2] = torch.nan

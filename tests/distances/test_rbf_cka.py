@@ -97,8 +97,12 @@ def test_gradient_is_that_of_a_fixed_bandwidth():
 def test_wide_kernels_go_to_linear_cka(dtype, related_layers):
     x, y = related_layers(32, [20, 30], dtype)
     for debiased in (False, True):
-        wide = RBFCKA(multiple=3000.0, debiased=debiased)([x], [y])
-        torch.testing.assert_close(wide, LinearCKA(debiased=debiased)([x], [y]), rtol=0, atol=1e-6)
+        linear = LinearCKA(debiased=debiased)([x], [y])
+        for wide in (
+            RBFCKA(multiple=3000.0, debiased=debiased),
+            RBFCKA(bandwidth=1e10, debiased=debiased),
+        ):
+            torch.testing.assert_close(wide([x], [y]), linear, rtol=0, atol=1e-6)
 
 
 def test_mostly_equal_samples():

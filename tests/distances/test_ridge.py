@@ -136,8 +136,9 @@ def test_opcheck_projection() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"penalty": 0}, "penalty must be positive, got 0"),
-        ({"penalty": float("nan")}, "penalty must be positive, got nan"),
+        ({"penalty": 0}, "penalty must be positive and finite, got 0"),
+        ({"penalty": float("nan")}, "penalty must be positive and finite, got nan"),
+        ({"penalty": float("inf")}, "penalty must be positive and finite, got inf"),
         ({"projection": 1.0}, r"projection must be None or in \(0, 1\), got 1\.0"),
     ],
 )

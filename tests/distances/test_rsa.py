@@ -67,6 +67,19 @@ def test_samples_that_are_zero_have_cosine_zero():
     assert of_y.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(8, 1), (64, 5), (33, 700)])
+def test_samples_in_one_direction_have_no_cosines(dtype, shape):
+    """Of a rank-one positive layer nothing but rounding is left."""
+    n, d = shape
+    x = ((torch.rand(n, 1) + 0.1) * torch.rand(1, d)).to(dtype).requires_grad_()
+    y = torch.randn(n, 5, dtype=dtype)
+    values, flags = RSA().values_and_flags([x], [y])
+    assert flags.tolist() == [True]
+    assert values.item() == 1.0
+    assert not torch.autograd.grad(values.sum(), x)[0].any()
+
+
 def test_equal_samples_have_distance_and_gradient_zero():
     x, y = _layers(12)
     x[5] = x[2]
