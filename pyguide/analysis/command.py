@@ -23,7 +23,7 @@ from pyguide.analysis.similarity import LayerSimilarity
 from pyguide.analysis.table import layer_list, match_table
 from pyguide.capture import LayerInfo, list_layers
 from pyguide.device import check_device
-from pyguide.errors import UserError
+from pyguide.errors import UserError, first_line
 from pyguide.ops.hsic import least_samples
 from pyguide.torch_files import DamagedFile
 
@@ -129,7 +129,7 @@ def _network(spec: str, weights: Path | None, seed: int, device: str) -> nn.Modu
     try:
         return network.to(device)
     except Exception as error:
-        raise UserError(f"{spec} cannot be moved to {device}: {_first_line(error)}") from error
+        raise UserError(f"{spec} cannot be moved to {device}: {first_line(error)}") from error
 
 
 def _check_samples(samples: Samples, args: argparse.Namespace) -> None:
@@ -151,7 +151,7 @@ def _layers(
         # A network raises anything for an input that does not fit.
         raise UserError(
             f"{name} cannot take samples of shape {tuple(x.shape[1:])}, {x.dtype}, "
-            f"from --data {args.data}: {_first_line(error)}"
+            f"from --data {args.data}: {first_line(error)}"
         ) from error
 
 
@@ -187,11 +187,7 @@ def _run(
         last = str(error).strip().splitlines()[-1]
         raise UserError(last.removeprefix("pyguide.errors.UserError: ")) from error
     except (DamagedFile, TypeError, ValueError, RuntimeError, OSError) as error:
-        raise UserError(_first_line(error)) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(first_line(error)) from error
 
 
 def _report(similarity: LayerSimilarity, args: argparse.Namespace, output: Output) -> None:

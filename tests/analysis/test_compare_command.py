@@ -104,6 +104,10 @@ def write_images(folder, count):
     for i in range(count):
         pixels = rng.integers(256, size=(6, 9, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
+    # What macOS and image viewers leave.
+    (folder / ".thumbnails").mkdir()
+    for name in ("._0.png", ".thumbnails/0.png"):
+        (folder / name).write_bytes(b"no image")
 
 
 def test_two_networks_in_one_folder_of_results(here, run, capsys):
