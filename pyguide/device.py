@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pyguide.errors import UserError
+from pyguide.errors import UserError, first_line
 
 __all__ = ["check_device"]
 
@@ -15,5 +15,4 @@ def check_device(device: str) -> None:
         torch.ones(1, device=device).sum().item()
     except Exception as error:
         # torch raises RuntimeError, AssertionError and NotImplementedError here.
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--device {device}: torch cannot use it: {reason}") from error
+        raise UserError(f"--device {device}: torch cannot use it: {first_line(error)}") from error

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pyguide.errors import UserError
+from pyguide.errors import UserError, first_line
 from pyguide.files import atomic_write
 
 __all__ = ["DamagedFile", "load_tensors", "read_torch_file", "save_tensors"]
@@ -47,7 +47,7 @@ def load_tensors(path: Path) -> Any:
         raise
     except Exception as error:
         # zipfile and torch raise almost every built-in exception for damaged bytes.
-        raise DamagedFile(f"{path} is damaged: {_reason(error)}") from error
+        raise DamagedFile(f"{path} is damaged: {first_line(error)}") from error
 
 
 def read_torch_file(path: Path) -> Any:
@@ -69,9 +69,4 @@ def read_torch_file(path: Path) -> Any:
             "read, because anything else can run code: save its state_dict() alone"
         ) from error
     except Exception as error:
-        raise UserError(f"{path}: torch cannot read it: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """The first line of its message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: torch cannot read it: {first_line(error)}") from error

@@ -23,7 +23,7 @@ from pyguide.analysis.similarity import LayerSimilarity
 from pyguide.analysis.table import layer_list, match_table
 from pyguide.capture import LayerInfo, list_layers
 from pyguide.device import check_device
-from pyguide.errors import UserError
+from pyguide.errors import UserError, first_line
 from pyguide.ops.hsic import least_samples
 from pyguide.torch_files import DamagedFile
 
@@ -126,7 +126,10 @@ def _network(spec: str, weights: Path | None, seed: int, device: str) -> nn.Modu
     network = make_model(spec, seed)
     if weights is not None:
         load_weights(network, weights)
-    return network.to(device)
+    try:
+        return network.to(device)
+    except Exception as error:
+        raise UserError(f"{spec} cannot be moved to {device}: {first_line(error)}") from error
 
 
 def _check_samples(samples: Samples, args: argparse.Namespace) -> None:
@@ -146,10 +149,9 @@ def _layers(
         return list_layers(network, x.to(args.device))
     except Exception as error:
         # A network raises anything for an input that does not fit.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{name} cannot take samples of shape {tuple(x.shape[1:])}, {x.dtype}, "
-            f"from --data {args.data}: {reason}"
+            f"from --data {args.data}: {first_line(error)}"
         ) from error
 
 
@@ -184,8 +186,8 @@ def _run(
         # From a process that reads, the message is a whole traceback.
         last = str(error).strip().splitlines()[-1]
         raise UserError(last.removeprefix("pyguide.errors.UserError: ")) from error
-    except (DamagedFile, TypeError, ValueError) as error:
-        raise UserError(str(error)) from error
+    except (DamagedFile, TypeError, ValueError, RuntimeError, OSError) as error:
+        raise UserError(first_line(error)) from error
 
 
 def _report(similarity: LayerSimilarity, args: argparse.Namespace, output: Output) -> None:

@@ -78,7 +78,6 @@ class LayerGrams:
         self.device = _input_device(model, device, owner)
         self._settled: dict[_Call, str] = {}
         self._shapes: dict[_Call, tuple[int, ...]] = {}
-        self._open: list[bool] = []
         self._left_out: dict[_Call, tuple[int, ...]] = {}
         self._clear(0)
 
@@ -142,6 +141,7 @@ class LayerGrams:
         self._n = n
         self._grams: dict[_Call, CenteredGram] = {}
         self._counts: Counter[str] = Counter()
+        self._open: list[bool] = []  # for each module that runs, whether it called another
         self._last: tuple[Any, int | None, Any] = (lambda: None), None, None
         self._running = False
 

@@ -27,6 +27,9 @@ _PANEL = 3.4  # width of one
 
 _UNDER, _MISSING = "black", "0.75"
 
+# Debiased values of unrelated layers scatter around 0: what is not below this has the colour of 0.
+_CLEARLY_NEGATIVE = -0.05
+
 
 def plot_heatmap(similarity: LayerSimilarity, path: str | Path) -> None:
     """Write :func:`heatmap_figure` as a PNG.
@@ -56,7 +59,8 @@ def heatmap_figure(similarity: LayerSimilarity) -> Figure:
     """The matrix as colours, the first layers of both networks at the bottom left.
 
     A dot marks the best match of each layer of the first network. The colours go from 0 to 1
-    in every picture, so that pictures can be compared; debiased values below 0 are black.
+    in every picture, so that pictures can be compared. Debiased values a little below 0, as
+    unrelated layers have them, look like 0; those below -0.05 are black.
     Layers without variation are grey.
 
     Parameters
@@ -100,16 +104,18 @@ def heatmap_figure(similarity: LayerSimilarity) -> Figure:
 
     shown = _without_degenerate(similarity)
     colours = matplotlib.colormaps["viridis"].with_extremes(under=_UNDER, bad=_MISSING)
-    image = axes.imshow(shown.numpy(), cmap=colours, vmin=0, vmax=1, origin="lower", aspect="auto")
+    drawn = shown.masked_fill((shown < 0) & (shown >= _CLEARLY_NEGATIVE), 0.0)
+    image = axes.imshow(drawn.numpy(), cmap=colours, vmin=0, vmax=1, origin="lower", aspect="auto")
     _mark_best(axes, similarity, cell)
     _label_layers(axes.xaxis, similarity.columns, cell, fontsize=font, rotation=90)
     _label_layers(axes.yaxis, similarity.rows, cell, fontsize=font)
     axes.set_xlabel(_fitting(similarity.names[1], width))
     axes.set_ylabel(_fitting(similarity.names[0], height))
 
-    below = bool((shown < 0).any())
+    below = bool((drawn < 0).any())
     bar = figure.colorbar(image, cax=bar_axes, extend="min" if below else "neither")
-    bar.set_label(f"{_estimator(similarity)}{', black below 0' if below else ''}")
+    meaning = f", black below {_CLEARLY_NEGATIVE}" if below else ""
+    bar.set_label(f"{_estimator(similarity)}{meaning}")
     missing = "; grey: no variation, or NaN" if shown.isnan().any() else ""
     axes.set_title(f"{_title(similarity)}\ndots: best match of each row{missing}", fontsize=9)
     return figure
@@ -271,9 +277,9 @@ def _label_layers(axis: Any, layers: Sequence[str], cell: float, **text: Any) ->
 
 def _short(name: str, longest: int = 40) -> str:
     """The name, without its middle where it has more characters than that."""
-    if len(name) <= longest:
-        return name
-    return f"{name[: longest // 2]}…{name[len(name) - (longest - longest // 2 - 1) :]}"
+    if len(name) > longest:
+        name = f"{name[: longest // 2]}…{name[len(name) - (longest - longest // 2 - 1) :]}"
+    return name.replace("$", r"\$")  # else matplotlib takes what is between two for a formula
 
 
 def _fitting(name: str, inches: float) -> str:

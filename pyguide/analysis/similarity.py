@@ -202,7 +202,7 @@ class LayerSimilarity:
             return cls._from_dict(saved)
         except KeyError as error:
             raise ValueError(f"{path}: no {error} in it") from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path}: {error}") from error
 
     @classmethod

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 __all__ = [
     "find_layer",
@@ -35,7 +36,8 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Every submodule by its dotted path without wrapper prefixes.
 
     Where a wrapper and the module in it share a path, the wrapper has it: its output is
-    the same, and lies outside what a checkpoint recomputes.
+    the same, and lies outside what a checkpoint recomputes. Modules that compute a weight
+    (weight_norm, say) are no layers.
     """
     root = model
     while len(root._modules) == 1:
@@ -43,10 +45,16 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
         if name not in (*_WRAPPERS, "module") or child is None:
             break
         root = child
+    of_weights = {
+        inner
+        for module in root.modules()
+        if isinstance(module, ParametrizationList)
+        for inner in module.modules()
+    }
     layers: dict[str, nn.Module] = {}
     for name, module in root.named_modules(remove_duplicate=False):
         path = _without_wrappers(name)
-        if path:
+        if path and module not in of_weights:
             layers.setdefault(path, module)
     return layers
 

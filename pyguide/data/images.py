@@ -172,11 +172,18 @@ def _classes(root: Path) -> tuple[str, ...]:
 
 
 def image_paths(folder: Path) -> list[str]:
-    """Sorted paths of the images anywhere below a folder, relative to it."""
+    """Sorted paths of the images anywhere below a folder, relative to it.
+
+    Names that start with a dot are left out: macOS and image viewers put such files and
+    folders beside the images.
+    """
     found = []
-    for parent, _, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         relative = os.path.relpath(parent, folder)
-        images = (file for file in files if file.lower().endswith(EXTENSIONS))
+        images = (
+            file for file in files if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
+        )
         found += [os.path.normpath(os.path.join(relative, file)) for file in images]
     return sorted(found)
 

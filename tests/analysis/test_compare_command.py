@@ -44,6 +44,12 @@ def broken():
 def number():
     return 3
 
+def in_place():
+    return nn.Sequential(nn.ReLU(inplace=True), nn.Linear(48, 4))
+
+def meta():
+    return nn.Linear(48, 4, device="meta")
+
 def constant():
     return nn.Sequential(nn.Linear(48, 4), nn.Threshold(1e9, 0.0), nn.Linear(4, 2))
 '''
@@ -98,6 +104,10 @@ def write_images(folder, count):
     for i in range(count):
         pixels = rng.integers(256, size=(6, 9, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
+    # What macOS and image viewers leave.
+    (folder / ".thumbnails").mkdir()
+    for name in ("._0.png", ".thumbnails/0.png"):
+        (folder / name).write_bytes(b"no image")
 
 
 def test_two_networks_in_one_folder_of_results(here, run, capsys):
@@ -262,6 +272,8 @@ def test_an_interrupted_comparison_goes_on(here, run, refused, monkeypatch, caps
         (["nets.py:Nett"], "has no Nett"),
         (["nets.py:broken"], "KeyError: 'no such size' (nets.py, line"),
         (["nets.py:number"], "it gave int"),
+        (["nets.py:in_place", "nets.py:Net"], "the first network changed its input in place"),
+        (["nets.py:meta"], "nets.py:meta cannot be moved to cpu"),
         (["nets.py:Net?width"], "?name=value"),
         (["nets.py:Net?depth=3"], "unexpected keyword argument 'depth'"),
         (["faulty.py:make"], "importing faulty.py raised ModuleNotFoundError"),

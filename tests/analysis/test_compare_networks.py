@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import weakref
 
@@ -317,6 +318,24 @@ def test_an_output_that_is_its_input_is_multiplied_once(rows, monkeypatch):
     found = compare_networks(_mlp(nn.Dropout(), nn.Identity()), data=[rows])
     assert found.rows == ("0", "1", "2", "3") and sum(counted) == 2
     assert found.values[0, :3].tolist() == pytest.approx([1, 1, 1])
+
+
+def test_what_computes_a_weight_is_no_layer(rows):
+    net = _mlp(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)))
+    assert compare_networks(net, data=[rows]).rows == ("0", "1", "2")
+    assert compare_networks(net, data=[rows], layers="**").rows == ("0", "1", "2")
+
+
+def test_a_network_that_catches_what_a_layer_raises(rows):
+    net = _mlp(nn.Linear(99, 8))
+
+    def forward(x: Tensor) -> Tensor:
+        with contextlib.suppress(RuntimeError):
+            net[1](x)
+        return net[2](net[0](x))
+
+    net.forward = forward
+    assert compare_networks(net, data=rows.split(20)).rows == ("0", "2")
 
 
 def test_progress(rows, capsys):

@@ -43,15 +43,22 @@ def test_heatmap_has_the_values_from_the_bottom_left(new_similarity):
     assert "1000 samples in batches of 256" in axes.get_title()
 
 
+def test_names_are_not_taken_for_formulas(new_similarity, tmp_path):
+    similarity = new_similarity([[0.1, 0.7]], rows=("$\\frac$",), columns=("a", "b"))
+    plot_heatmap(similarity, tmp_path / "picture.png")
+    plot_best_matches(similarity, tmp_path / "picture.png")
+
+
 def test_heatmap_shows_what_is_below_zero_and_what_is_no_value(new_similarity):
     similarity = new_similarity(
-        [[-0.1, 0.7, 0.0], [0.2, math.nan, 0.0]], degenerate_columns=("blocks.2",)
+        [[-0.1, 0.7, 0.0], [-0.01, math.nan, 0.0]], degenerate_columns=("blocks.2",)
     )
     axes, bar = heatmap_figure(similarity).axes
     (image,) = axes.images
     shown = image.get_array()
     assert image.cmap(image.norm(shown[0, 0])) == (0, 0, 0, 1)
-    assert "black below 0" in bar.get_ylabel()
+    assert image.cmap(image.norm(shown[1, 0])) == image.cmap(0.0)  # Noise looks like 0.
+    assert "black below -0.05" in bar.get_ylabel()
     assert shown.mask.tolist() == [[False, False, True], [False, True, True]]
     assert "grey: no variation" in axes.get_title()
 

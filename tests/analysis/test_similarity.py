@@ -73,6 +73,7 @@ def test_files_keep_everything(new_similarity, tmp_path):
         ({"format": 99}, "format 1"),
         ({"values": [[0.1], [0.2]]}, r"float64 of shape \(2, 2\).*\(2, 1\)"),
         ({"values": [[0.1, 0.2], [0.3]]}, "similarity.json: "),
+        ({"values": []}, "similarity.json: "),
         ({"rows": ["a", "a"]}, "named twice"),
         ({"row_shapes": []}, "row_shapes: expected 2, got 0"),
         ({"degenerate_rows": ["z"]}, "degenerate_rows"),
