@@ -45,13 +45,13 @@ class RBFCKA(Distance):
 
     Notes
     -----
-    Gradients are those of a fixed sigma: the median moves with one or two pairs of samples
-    only, and its gradient would be noise on them. Distances below the rounding of the Gram matrix
-    are 0. Of float32 features others lose digits where some samples lie very far away: with one
-    of 40 at 1e4 standard deviations the value was 2e-4 off, at 1e6 wrong; use float64 there. Where more than half of the squared distances are 0, the kernel is 1 for equal samples
-    and 0 for others, without gradient. A pair with a degenerate layer (equal samples, or a
-    debiased kernel matrix that is constant off the diagonal) has CKA 0, so distance 1, and
-    gradient 0.
+    Gradients are those of a fixed sigma: the median moves with one or two pairs of samples only,
+    and its gradient would be noise on them. Distances below the rounding of the Gram matrix are
+    0. Of float32 features others lose digits where some samples lie very far away: with one of
+    40 at 1e4 standard deviations the value was 2e-4 off, at 1e6 wrong; use float64 there. Where
+    more than half of the squared distances are 0, the kernel is 1 for equal samples and 0 for
+    others, without gradient. A pair with a degenerate layer (equal samples, or a debiased
+    kernel matrix that is constant off the diagonal) has CKA 0, so distance 1, and gradient 0.
 
     Examples
     --------

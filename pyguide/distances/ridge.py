@@ -52,11 +52,11 @@ class Ridge(Distance):
 
     Notes
     -----
-    A pair with a layer that is constant over the samples that fit is degenerate: its score is
-    0, so its distance 1, and its gradient 0. A sample that is scored but lies at the mean of
-    those that fit counts with cosine 0 and has no gradient. A penalty that is lost in the
-    rounding of the eigenvalues of a singular ``X_fit X_fit^T`` gives NaN, or before that an
-    inaccurate score. ``torch.compile`` compiles again for every batch size at which a layer is projected.
+    A pair with a layer that is constant over the samples that fit is degenerate: its score is 0, so
+    its distance 1, and its gradient 0. A sample that is scored but lies at the mean of those
+    that fit counts with cosine 0 and has no gradient. A penalty that is lost in the rounding of
+    the eigenvalues of a singular ``X_fit X_fit^T`` gives NaN, or before that an inaccurate
+    score. ``torch.compile`` compiles again for every batch size at which a layer is projected.
 
     Examples
     --------

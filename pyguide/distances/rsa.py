@@ -50,8 +50,9 @@ class RSA(Distance):
     sample that is zero has cosine 0 to every other, and no gradient. Distances below the
     rounding of the Gram matrix are 0; the Euclidean distance has gradient 0 there. Of float32
     features others lose digits where some samples lie very far from the rest: cosines of two
-    clusters 450 standard deviations apart were 4e-5 off, at 4500 1e-3; use float64 there. A pair with a
-    layer whose dissimilarities are all the same, or 0 but for rounding, has correlation 0, so distance 1, and gradient 0.
+    clusters 450 standard deviations apart were 4e-5 off, at 4500 1e-3; use float64 there. A
+    pair with a layer whose dissimilarities are all the same, or 0 but for rounding, has
+    correlation 0, so distance 1, and gradient 0.
 
     Examples
     --------

@@ -98,10 +98,8 @@ def test_wide_kernels_go_to_linear_cka(dtype, related_layers):
     x, y = related_layers(32, [20, 30], dtype)
     for debiased in (False, True):
         linear = LinearCKA(debiased=debiased)([x], [y])
-        for wide in (
-            RBFCKA(multiple=3000.0, debiased=debiased),
-            RBFCKA(bandwidth=1e10, debiased=debiased),
-        ):
+        for width in ({"multiple": 3000.0}, {"bandwidth": 1e10}):
+            wide = RBFCKA(**width, debiased=debiased)
             torch.testing.assert_close(wide([x], [y]), linear, rtol=0, atol=1e-6)
 
 
