@@ -24,7 +24,9 @@ class CenteredGram(NamedTuple):
     """A layer's centred Gram matrix K°."""
 
     matrix: Tensor  # (n, n)
-    norm_squared: Tensor  # () float64: ||K°||^2, exactly 0 if the layer is degenerate
+    #: (2,) float64: what is rounding of ||K°||, that is 16 eps tr(Kc), and ||K°||^2. Whether the
+    #: layer is degenerate is seen for all layers together, which costs less.
+    stats: Tensor
 
 
 class HSIC(NamedTuple):
@@ -56,11 +58,8 @@ def centered_grams(
         eps = torch.finfo(grams.dtype).eps
     else:
         grams, stats, eps = _reference_grams(layers, debiased)
-    trace, norm_squared = stats.unbind(dim=1)
-    degenerate = (trace == 0) | (norm_squared.sqrt() <= 16 * eps * trace)
-    return list(
-        map(CenteredGram, grams.unbind(), norm_squared.masked_fill(degenerate, 0.0).unbind())
-    )
+    stats[:, 0].mul_(16 * eps)
+    return list(map(CenteredGram, grams.unbind(), stats.unbind()))
 
 
 def _reference_grams(layers: list[Tensor], debiased: bool) -> tuple[Tensor, Tensor, float]:
@@ -93,13 +92,17 @@ def hsic(
     """
     n = xs[0].matrix.size(0)
     divisor = n * (n - 3) if debiased else (n - 1) ** 2
-    first = torch.stack([x.norm_squared for x in xs])
-    second = first
-    if ys is not None:
-        second = torch.stack([y.norm_squared for y in ys]).to(first.device)
+    first = _norms_squared(xs)
+    second = first if ys is None else _norms_squared(ys).to(first.device)
     cross = _inner_products(xs, ys)
     cross.masked_fill_(_degenerate(cross, first, second), 0.0)
     return HSIC(cross / divisor, first / divisor, second / divisor)
+
+
+def _norms_squared(grams: Sequence[CenteredGram]) -> Tensor:
+    """||K°||^2 of each, exactly 0 for a degenerate layer: (L,) float64."""
+    rounding, squares = torch.stack([gram.stats for gram in grams]).unbind(dim=1)
+    return squares.masked_fill((rounding == 0) | (squares.sqrt() <= rounding), 0.0)
 
 
 def _inner_products(xs: Sequence[CenteredGram], ys: Sequence[CenteredGram] | None) -> Tensor:
