@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyguide.analysis.layer_grams import LayerGrams
 from pyguide.analysis.streaming import StreamingCKA
@@ -20,7 +21,8 @@ _FORMAT = 1
 
 _SECONDS = 30.0
 
-# The same batch of the same networks: CKA differs by the rounding of another machine at most.
+# The same batch of the same networks: HSIC differs by the rounding of another machine at most,
+# relative to the layers' own.
 _TOLERANCE = 1e-3
 
 
@@ -87,10 +89,13 @@ class Checkpoint:
             return
         batch = StreamingCKA(debiased=self._sums.debiased)
         batch.update_grams(*grams)
+        sums = batch.state_dict()["sums"]
         now: dict[str, Any] = {
             "rows": list(rows.names),
             "columns": None if columns is None else list(columns.names),
             "values": batch.compute().cpu(),
+            # One layer with itself has the value 1 in every network.
+            "own": torch.cat([sums["first"], sums["second"]]).cpu(),
         }
         if self._first is None:
             self._first = now
@@ -98,8 +103,9 @@ class Checkpoint:
         for side in ("rows", "columns"):
             if now[side] != self._first[side]:
                 raise self._other(f"the layers of its {side} were {self._first[side]}")
-        if not torch.allclose(
-            now["values"], self._first["values"], rtol=0, atol=_TOLERANCE, equal_nan=True
+        if not (
+            _close(now["values"], self._first["values"], atol=_TOLERANCE)
+            and _close(now["own"], self._first["own"], rtol=_TOLERANCE)
         ):
             raise self._other("the first batch has other similarities")
 
@@ -133,6 +139,10 @@ class Checkpoint:
             f"{self._path} is of another comparison: {difference}. Go on with the same networks, "
             "layers and data in the same order, or remove the file"
         )
+
+
+def _close(a: Tensor, b: Tensor, *, rtol: float = 0.0, atol: float = 0.0) -> bool:
+    return torch.allclose(a, b, rtol=rtol, atol=atol, equal_nan=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -426,6 +426,18 @@ def test_an_interrupted_comparison_goes_on(images, file):
     assert not file.exists()
 
 
+def test_a_checkpoint_of_another_networks_layer_is_refused(images, file):
+    """One layer with itself has CKA 1 in every network."""
+    with pytest.raises(Interrupted):
+        compare_networks(
+            Net(5), None, _interrupted(images.split(20), 2), layers="conv", checkpoint=file
+        )
+    other = Net(5)
+    torch.nn.init.normal_(other.conv.weight, std=3.0)
+    with pytest.raises(ValueError, match="the first batch has other similarities"):
+        compare_networks(other, data=images.split(20), layers="conv", checkpoint=file)
+
+
 def test_a_checkpoint_of_something_else_is_refused(images, file):
     net, batches = Net(5), images.split(20)
     with pytest.raises(Interrupted):
