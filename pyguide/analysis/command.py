@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,19 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "image_size biased device precision seed"
     )
     given = {name: getattr(args, name) for name in names.split()}
-    return {name: str(v) if isinstance(v, Path) else v for name, v in given.items()}
+    options = {name: str(v) if isinstance(v, Path) else v for name, v in given.items()}
+    for name in ("weights", "second_weights"):
+        options[f"{name}_file"] = _version(getattr(args, name))
+    return options
+
+
+def _version(file: Path | None) -> str | None:
+    """Tells a file from one that is written over it."""
+    if file is None or not file.is_file():
+        return None
+    state = file.stat()
+    modified = datetime.fromtimestamp(state.st_mtime, timezone.utc)
+    return f"{state.st_size} bytes of {modified.isoformat(sep=' ')}"
 
 
 def _names(args: argparse.Namespace) -> tuple[str, str]:

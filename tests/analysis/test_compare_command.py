@@ -183,6 +183,17 @@ def test_the_seed_settles_the_order(here, run):
     assert not torch.equal(values[0], values[2])
 
 
+def test_other_weights_in_the_same_file_are_another_comparison(here, run, refused):
+    assert run("nets.py:Net", "--data", "x.npy", "--list-layers") == 0
+    argv = ["nets.py:Net", "--data", "x.npy", "--weights", "w.pt", "--no-plots"]
+    torch.save(loaded(here).Net().state_dict(), "w.pt")
+    assert run(*argv) == 0
+    assert run(*argv, "--resume") == 0
+    torch.save(loaded(here).Net().state_dict(), "w.pt")
+    os.utime("w.pt", (0, 0))
+    assert "weights-file was " in refused(*argv, "--resume")
+
+
 def test_one_architecture_with_two_files_of_weights(here, run, refused):
     """Also from a checkpoint of a wrapped network, and layers chosen by globs."""
     assert run("nets.py:Net?width=8", "--data", "x.npy", "--no-plots") == 0
