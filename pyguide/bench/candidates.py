@@ -170,6 +170,8 @@ def _compile(function: Any) -> Any:
 def _compiled(workload: Workload) -> Run | None:
     if workload.input_bytes:  # what a compiler makes of one product is no question
         return None
+    if workload.distance != "cka":  # torch 2.13.0 compiled a gradient of RBF CKA that was 0.4 off
+        return None
     if workload.tokens:  # a loop over all tokens would take minutes to compile
         return _loss_of_tokens(_compile(formulas.eager_loss_batched))
     return _eager(workload, _compile)
