@@ -116,9 +116,11 @@ def waiting_is_an_error():
 def test_no_call_waits_for_the_device(call, waiting_is_an_error):
     n, options = CALLS[call]
     step = step_of([x.requires_grad_() for x in related(n, 130, 40, device=DEVICE)], options)
-    step()
+    before = step()
     waiting_is_an_error()
-    step()
+    after = step()  # raises where it waits
+    torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(before[0], after[0])
 
 
 def test_no_guided_step_waits_for_the_device(waiting_is_an_error):
