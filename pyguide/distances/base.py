@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Distance"]
+__all__ = ["Distance", "FlaggedDistance"]
 
 
 class Distance(ABC):
@@ -66,3 +66,26 @@ class Distance(ABC):
         others = zip(*(y.unbind(1) for y in ys), strict=True)
         distances = [self(x, y, pairs=pairs) for x, y in zip(tokens, others, strict=True)]
         return torch.stack(distances, dim=1), None
+
+
+class FlaggedDistance(Distance):
+    """A distance that is undefined for some layers: :meth:`values_and_flags` is what it defines."""
+
+    def __call__(
+        self,
+        xs: Sequence[Tensor],
+        ys: Sequence[Tensor],
+        *,
+        pairs: Sequence[tuple[int, int]] | None = None,
+    ) -> Tensor:
+        return self.values_and_flags(xs, ys, pairs=pairs)[0]
+
+    @abstractmethod
+    def values_and_flags(
+        self,
+        xs: Sequence[Tensor],
+        ys: Sequence[Tensor],
+        *,
+        pairs: Sequence[tuple[int, int]] | None = None,
+        per_token: bool = False,
+    ) -> tuple[Tensor, Tensor | None]: ...

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyguide.distances.base import Distance
+from pyguide.distances.base import FlaggedDistance
 from pyguide.distances.procrustes import normalized_procrustes
 from pyguide.ops.paired_layers import paired_layers
 
 __all__ = ["Bures"]
 
 
-class Bures(Distance):
+class Bures(FlaggedDistance):
     """The angle between layers under the best orthogonal map, in radians.
 
     The arc cosine of the normalized Bures similarity (Harvey, Lipshutz & Williams 2023),
@@ -51,15 +51,6 @@ class Bures(Distance):
 
     def __repr__(self) -> str:
         return "Bures()"
-
-    def __call__(
-        self,
-        xs: Sequence[Tensor],
-        ys: Sequence[Tensor],
-        *,
-        pairs: Sequence[tuple[int, int]] | None = None,
-    ) -> Tensor:
-        return self.values_and_flags(xs, ys, pairs=pairs)[0]
 
     def values_and_flags(
         self,

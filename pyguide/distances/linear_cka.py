@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyguide.distances.base import Distance
+from pyguide.distances.base import FlaggedDistance
 from pyguide.ops import cka_pairs_and_flags
 from pyguide.ops.inputs import check_precision
 
@@ -17,7 +17,7 @@ __all__ = ["LinearCKA"]
 _FEW_SAMPLES = 32
 
 
-class LinearCKA(Distance):
+class LinearCKA(FlaggedDistance):
     """Linear centred kernel alignment as a distance, ``1 - CKA``.
 
     ``CKA = <K°, L°> / (||K°|| ||L°||)`` with ``K = X Xᵀ``, ``L = Y Yᵀ``; ``°`` is
@@ -64,15 +64,6 @@ class LinearCKA(Distance):
     def __repr__(self) -> str:
         precision = f", precision={self.precision!r}" if self.precision else ""
         return f"LinearCKA(debiased={self.debiased}{precision})"
-
-    def __call__(
-        self,
-        xs: Sequence[Tensor],
-        ys: Sequence[Tensor],
-        *,
-        pairs: Sequence[tuple[int, int]] | None = None,
-    ) -> Tensor:
-        return self.values_and_flags(xs, ys, pairs=pairs)[0]
 
     def values_and_flags(
         self,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyguide.distances.base import Distance
+from pyguide.distances.base import FlaggedDistance
 from pyguide.ops.paired_layers import PairedLayers, paired_layers
 from pyguide.ops.procrustes import factors, squared_distance
 
@@ -39,7 +39,7 @@ def _squared_distances(pairs: PairedLayers, found: Sequence[Tensor]) -> Tensor:
     return pairs.stack([squared_distance(found[i], found[j]) for i, j in of_pairs], torch.float64)
 
 
-class Procrustes(Distance):
+class Procrustes(FlaggedDistance):
     """The squared orthogonal Procrustes distance of layers scaled to unit norm.
 
     With X and Y centred over the samples and ``||.||_*`` the nuclear norm::
@@ -88,15 +88,6 @@ class Procrustes(Distance):
 
     def __repr__(self) -> str:
         return f"Procrustes(normalized={self.normalized})"
-
-    def __call__(
-        self,
-        xs: Sequence[Tensor],
-        ys: Sequence[Tensor],
-        *,
-        pairs: Sequence[tuple[int, int]] | None = None,
-    ) -> Tensor:
-        return self.values_and_flags(xs, ys, pairs=pairs)[0]
 
     def values_and_flags(
         self,

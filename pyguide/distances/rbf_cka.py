@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pyguide.distances.base import Distance
+from pyguide.distances.base import FlaggedDistance
 from pyguide.ops.inputs import check_precision
 from pyguide.ops.pairwise import Options, pairwise_alignment
 
 __all__ = ["RBFCKA"]
 
 
-class RBFCKA(Distance):
+class RBFCKA(FlaggedDistance):
     """CKA with a Gaussian (RBF) kernel as a distance, ``1 - CKA`` (Kornblith et al. 2019).
 
     ``CKA = <K°, L°> / (||K°|| ||L°||)`` with ``K_ij = exp(-||x_i - x_j||^2 / (2 sigma^2))``, L
@@ -90,15 +90,6 @@ class RBFCKA(Distance):
         sigma = f"multiple={self.multiple}" if not self.bandwidth else f"bandwidth={self.bandwidth}"
         precision = f", precision={self.precision!r}" if self.precision else ""
         return f"RBFCKA({sigma}, debiased={self.debiased}{precision})"
-
-    def __call__(
-        self,
-        xs: Sequence[Tensor],
-        ys: Sequence[Tensor],
-        *,
-        pairs: Sequence[tuple[int, int]] | None = None,
-    ) -> Tensor:
-        return self.values_and_flags(xs, ys, pairs=pairs)[0]
 
     def values_and_flags(
         self,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pyguide.distances.base import Distance
+from pyguide.distances.base import FlaggedDistance
 from pyguide.ops.paired_layers import paired_layers
 from pyguide.ops.random_projection import johnson_lindenstrauss_dimension, random_projection
 from pyguide.ops.ridge import ridge_scores
@@ -16,7 +16,7 @@ from pyguide.ops.ridge import ridge_scores
 __all__ = ["Ridge"]
 
 
-class Ridge(Distance):
+class Ridge(FlaggedDistance):
     """How badly ridge regression predicts the second layer from the first, ``1 - score``.
 
     The first half of the batch (``m = n // 2`` samples) fits a linear map with intercept, and
@@ -86,15 +86,6 @@ class Ridge(Distance):
 
     def __repr__(self) -> str:
         return f"Ridge(penalty={self.penalty}, projection={self.projection}, seed={self.seed})"
-
-    def __call__(
-        self,
-        xs: Sequence[Tensor],
-        ys: Sequence[Tensor],
-        *,
-        pairs: Sequence[tuple[int, int]] | None = None,
-    ) -> Tensor:
-        return self.values_and_flags(xs, ys, pairs=pairs)[0]
 
     def values_and_flags(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pyguide.distances.base import Distance
+from pyguide.distances.base import FlaggedDistance
 from pyguide.ops.inputs import check_precision
 from pyguide.ops.pairwise import Options, pairwise_alignment
 
@@ -15,7 +15,7 @@ __all__ = ["RSA"]
 _RDMS = ("cosine", "euclidean")
 
 
-class RSA(Distance):
+class RSA(FlaggedDistance):
     """1 - Pearson correlation of dissimilarity matrices (Kriegeskorte, Mur & Bandettini 2008).
 
     A layer's representational dissimilarity matrix (RDM) has, for every two samples,
@@ -81,15 +81,6 @@ class RSA(Distance):
     def __repr__(self) -> str:
         precision = f", precision={self.precision!r}" if self.precision else ""
         return f"RSA({self.rdm!r}, diagonal={self.diagonal}{precision})"
-
-    def __call__(
-        self,
-        xs: Sequence[Tensor],
-        ys: Sequence[Tensor],
-        *,
-        pairs: Sequence[tuple[int, int]] | None = None,
-    ) -> Tensor:
-        return self.values_and_flags(xs, ys, pairs=pairs)[0]
 
     def values_and_flags(
         self,
