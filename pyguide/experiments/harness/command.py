@@ -123,9 +123,15 @@ def _add_config_options(
         parser.add_argument(
             flag(name),
             type=_absolute if entry.metadata["is_path"] else type(entry.default),
-            metavar="PATH" if entry.metadata["is_path"] else _METAVARS[type(entry.default)],
+            metavar=_metavar(entry),
             help=entry.metadata["help"] + _defaults(defaults, len(scales)),
         )
+
+
+def _metavar(entry: Any) -> str:
+    if entry.metadata["choices"]:
+        return "{" + ",".join(entry.metadata["choices"]) + "}"
+    return "PATH" if entry.metadata["is_path"] else _METAVARS[type(entry.default)]
 
 
 def _defaults(by_scale: Mapping[str, Any], scales: int) -> str:
