@@ -20,7 +20,7 @@ from pyguide.experiments.harness.packages import check_packages
 from pyguide.experiments.harness.processes import worker_count
 from pyguide.experiments.harness.run import Run
 
-__all__ = ["add_experiment_parser", "train"]
+__all__ = ["add_experiment_parser", "run_folder", "train"]
 
 _METAVARS = {int: "N", float: "X", str: "NAME"}
 
@@ -95,6 +95,13 @@ def _add_grid_options(parser: argparse.ArgumentParser, setting: Setting[Any]) ->
         action="store_true",
         help="first pick each arm's learning rate: that of lowest validation loss, with a seed "
         "that is not one of the final runs'",
+    )
+    protocol = setting.protocol_changes()
+    swept, final = (" ".join(map(str, protocol[name])) for name in ("lrs", "seeds"))
+    add(
+        "--protocol",
+        action="store_true",
+        help=f"as the published results: --sweep --lrs {swept} --seeds {final}, where not given",
     )
     add("--sweep-only", action="store_true", help="a sweep without the final runs")
     add("--lrs", nargs="+", type=float, metavar="LR", help=f"rates to sweep (default: {lrs})")
@@ -177,21 +184,14 @@ def train(experiment: Experiment, args: argparse.Namespace) -> int:
         path = Path(given.pop("out", f"runs/{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"))
         scale = given.pop("scale", next(iter(experiment.scales)))
         config = _configure(experiment.scales[scale], scale, given)
-    check_packages(experiment.scales[scale].packages)
-    workers = worker_count(workers, config.threads, config.device)
-    check_device(config.device)
-    if resume is None:
-        folder = RunFolder.create(path, experiment, scale, config, seconds)
-    else:
-        folder = RunFolder.open(path, experiment, seconds)
     go_on = f"pyguide train {experiment.name} --resume {path}"
     try:
-        results = Run(folder, experiment, scale, config, workers)()
+        folder, results = run_folder(
+            path, experiment, scale, config, workers, seconds, resume=resume is not None
+        )
     except KeyboardInterrupt:
         print(f"interrupted; to continue: {go_on}", file=sys.stderr)
         return 130
-    finally:
-        folder.close()
     if as_json:
         print(json.dumps(results, indent=1))
     else:
@@ -207,10 +207,40 @@ def train(experiment: Experiment, args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def run_folder(
+    path: Path,
+    experiment: Experiment,
+    scale: str,
+    config: Config,
+    workers: int | None,
+    seconds: float,
+    *,
+    resume: bool,
+) -> tuple[RunFolder, dict[str, Any]]:
+    """Make a run folder, or open one, and do what it lacks; return it with its results.
+
+    Raises
+    ------
+    UserError
+        For a user's mistake, before any work is done; or when the folder cannot be written.
+    """
+    check_packages(experiment.scales[scale].packages)
+    workers = worker_count(workers, config.threads, config.device)
+    check_device(config.device)
+    if resume:
+        folder = RunFolder.open(path, experiment, seconds)
+    else:
+        folder = RunFolder.create(path, experiment, scale, config, seconds)
+    try:
+        return folder, Run(folder, experiment, scale, config, workers)()
+    finally:
+        folder.close()
+
+
 def _configure(setting: Setting[Any], scale: str, given: dict[str, Any]) -> Config:
     """The shipped configuration with the options of the command line."""
     config = setting.config
-    known = {entry.name for entry in fields(config)} | {"sweep_only", "quick"}
+    known = {entry.name for entry in fields(config)} | {"sweep_only", "protocol", "quick"}
     for name in given:
         if name not in known:
             raise UserError(f"{flag(name)}: not an option of --scale {scale}")
@@ -218,6 +248,8 @@ def _configure(setting: Setting[Any], scale: str, given: dict[str, Any]) -> Conf
         if setting.quick is None:
             raise UserError(f"--quick: --scale {scale} has no smoke run")
         config = config.changed({**setting.quick, "quick": True})
+    if given.pop("protocol", False):
+        given = {"sweep": True, **setting.protocol_changes(), **given}
     if given.pop("sweep_only", False):
         if "seeds" in given:
             raise UserError("--sweep-only has no final runs: drop --seeds")

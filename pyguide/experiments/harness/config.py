@@ -98,7 +98,10 @@ class Config:
         target_only=True,
     )
     release_at: int = option(
-        0, "optimizer steps after which the target trains alone; 0: never", least=0, target_only=True
+        0,
+        "optimizer steps after which the target trains alone; 0: never",
+        least=0,
+        target_only=True,
     )
     guide_mode: str = option(
         "eval",

@@ -118,9 +118,13 @@ class Setting(ABC, Generic[C]):
     #: The shipped configuration, and what a smoke run (``--quick``) changes in it.
     config: C
     quick: ClassVar[Mapping[str, Any] | None] = None
+    #: What ``--protocol`` changes besides: the learning rates of its sweep, and the final seeds.
+    protocol: ClassVar[Mapping[str, Any]] = {}
     metric = Metric()
     #: The metric of guessing, drawn in the curves.
     chance: float | None = None
+    #: Whether the gap between training and validation is what the experiment measures.
+    judge_gap = False
     #: A prediction counts as right if it is among the k largest logits.
     top_k = 1
     #: Packages of the extra "experiments" that it imports, beside those of the report.
@@ -171,14 +175,14 @@ class Setting(ABC, Generic[C]):
         }
         if config.guide_input == "noise":
             options["guide_transform"] = gaussian_noise(int(torch.randint(2**31, ())))
-        return Guidance(target, guide, **{**options, **arm.options})
+        own = arm.options if arm.method == "guidance" else {}
+        return Guidance(target, guide, **{**options, **own})
 
     def initialize(
         self, guidance: Guidance, config: C, arm: Arm, data: Splits, seed: int
     ) -> dict[str, float]:
         """Align a new target before its training, in an arm of that method; return a record."""
         raise NotImplementedError(f"{self.title}: no initialization")
-
 
     def guidance_loss(self, guidance: Guidance, x: Any, y: Any) -> Tensor:
         """The guidance term of a batch."""
@@ -212,6 +216,14 @@ class Setting(ABC, Generic[C]):
     def _right(self, logits: Tensor, y: Tensor) -> Tensor:
         k = min(self.top_k, logits.shape[1])
         return (logits.topk(k, dim=1).indices == y.unsqueeze(1)).any(dim=1)
+
+    def protocol_changes(self) -> dict[str, Any]:
+        """Learning rates and seeds of the published results: three rates, then five fresh seeds."""
+        return {"lrs": self.config.lrs, "seeds": (1, 2, 3, 4, 5), **self.protocol}
+
+    def is_compared(self, arm: Arm) -> bool:
+        """Whether the report has the arm's error consistency with the others and the guides."""
+        return True
 
     def checked(self, config: C) -> C:
         """The configuration, if its arms have what they need; else UserError."""

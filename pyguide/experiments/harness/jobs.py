@@ -195,16 +195,19 @@ class TargetJob:
 
     def _preparation(
         self, target: nn.Module, guide: nn.Module | None, data: Splits
-    ) -> Callable[[], None] | None:
+    ) -> Callable[[], dict[str, float]] | None:
         """What is done to the target before its training."""
         if guide is None or self.arm.method != "initialization":
             return None
 
-        def align() -> None:
-            with torch.random.fork_rng(devices=_cuda_devices(self.config.device)):
+        def align() -> dict[str, float]:
+            device = torch.device(self.config.device)
+            devices = [device] if device.type == "cuda" else []
+            with torch.random.fork_rng(devices=devices):
                 guidance = self.setting.guidance(target, guide, self.config, self.arm)
-                self.setting.initialize(guidance, self.config, self.arm, data, self.seed)
+                record = self.setting.initialize(guidance, self.config, self.arm, data, self.seed)
                 guidance.close()
+            return record
 
         return align
 

@@ -87,16 +87,18 @@ class Trainer:
         self.records: list[dict[str, Any]] = []
         self.best_weights: dict[str, Tensor] | None = None
         self.best_right: Tensor | None = None
+        self.prepared: dict[str, float] | None = None
 
     def run(
         self,
         report: Report,
         checkpoint: Checkpoint,
-        prepare: Callable[[], None] | None = None,
+        prepare: Callable[[], dict[str, float]] | None = None,
     ) -> dict[str, Any]:
         """Train from the start or the checkpoint; return the scores of the best epoch.
 
-        `prepare` is called before a start, and leaves the random streams as they were.
+        `prepare` is called before a start, and leaves the random streams as they were; what it
+        returns is in the result.
 
         Raises
         ------
@@ -109,7 +111,7 @@ class Trainer:
             self.load_state_dict(state)
             report.restored(self.records)
         elif prepare is not None:
-            prepare()
+            self.prepared = prepare()
         before = self.records[-1]["seconds"] if self.records else 0.0
         start = time.perf_counter()
         for epoch in range(len(self.records) + 1, self.epochs + 1):
@@ -130,9 +132,11 @@ class Trainer:
             if epoch < self.epochs:
                 checkpoint.save_if_due(self.state_dict)
         best = self._best()
-        scores = {k: v for k, v in best.items() if k.startswith(("val_", "test_"))}
+        scores: dict[str, Any] = {k: v for k, v in best.items() if k.startswith(("val_", "test_"))}
         if self.best_right is not None:
             scores["test_right"] = packed(self.best_right)
+        if self.prepared is not None:
+            scores["initialization"] = self.prepared
         return {"best_epoch": best["epoch"], **scores, "seconds": self.records[-1]["seconds"]}
 
     def state_dict(self) -> dict[str, Any]:
@@ -145,6 +149,7 @@ class Trainer:
             "best_weights": self.best_weights,
             "best_right": self.best_right,
             "records": self.records,
+            "prepared": self.prepared,
             "batch_order": self.generator.get_state(),
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
@@ -158,7 +163,7 @@ class Trainer:
             self.schedule.load_state_dict(state["schedule"])
         self.objective.load_state_dict(state["objective"])
         self.best_weights, self.best_right = state["best_weights"], state["best_right"]
-        self.records = state["records"]
+        self.records, self.prepared = state["records"], state["prepared"]
         self.generator.set_state(state["batch_order"])
         torch.set_rng_state(state["random"])
         if state["cuda_random"]:
