@@ -37,6 +37,7 @@ def compare_networks(
     progress: Progress = False,
     names: tuple[str, str] = ("first", "second"),
     checkpoint: str | Path | None = None,
+    keep_checkpoint: bool = False,
 ) -> LayerSimilarity:
     """Linear CKA of every layer of one network with every layer of another over a data set.
 
@@ -76,9 +77,13 @@ def compare_networks(
     names : (str, str)
         What the networks are called, in the result and in messages.
     checkpoint : str or Path, optional
-        A file for the sums, written at most every 30 seconds and removed at the end. A call
-        that finds it goes on after the batches that were counted. For that `data` must give the
-        same batches in the same order: without shuffling, or with a seed.
+        A file for the sums, written at most every 30 seconds and when an exception, Ctrl-C for
+        example, ends the comparison; removed at a regular end. A call that finds it goes on
+        after the batches that were counted. For that `data` must give the same batches in the
+        same order: without shuffling, or with a seed.
+    keep_checkpoint : bool
+        Leave the file at a regular end too, with all sums, and remove it yourself when the
+        result is saved: until then a call that finds it runs one batch only.
 
     Returns
     -------
@@ -91,9 +96,12 @@ def compare_networks(
     TypeError, ValueError
         Before any forward pass: for what is no network, no layer that a path or glob means, no
         batches. In the first: for a named layer that is not called, or whose output is not one
-        tensor of floating point with the batch as first axis.
+        tensor of floating point with the batch as first axis. When it shows, at the latest at
+        the end: for a checkpoint of another comparison.
     RuntimeError
         If a layer is called more or less often in a later batch than in the first.
+    OSError
+        If the checkpoint cannot be read, or written: the latter before any forward pass.
 
     Examples
     --------
@@ -117,13 +125,13 @@ def compare_networks(
         "device": None if device is None else torch.device(device),
     }
     sums = StreamingCKA(debiased=debiased, precision=precision)
-    saved = Checkpoint(checkpoint, sums)
+    saved = Checkpoint(checkpoint, sums, keep=keep_checkpoint)
     rows = LayerGrams(first, layers, f"{names[0]} network", **options)
     columns = None
     if second is not None:
         columns = LayerGrams(second, second_layers, f"{names[1]} network", **options)
     batch_size = 0
-    with rows, columns or contextlib.nullcontext():
+    with saved, rows, columns or contextlib.nullcontext():
         for inputs, n in shown(inputs_of(data, max_samples), _length(data), progress):
             batch_size = max(batch_size, n)
             counted = saved.next(n)
@@ -135,13 +143,13 @@ def compare_networks(
                 saved.check(rows, columns, grams)
             if not counted:
                 sums.update_grams(*grams)
-                saved.write()
+                saved.counted()
             del grams  # before the next forward pass
-    if not batch_size:
-        raise ValueError("data gave no batch: a generator or iterator can be read only once")
-    values = sums.compute().cpu()
-    saved.close()
-    return _similarity(values, sums, rows, columns or rows, names, batch_size, columns is None)
+        if not batch_size:
+            raise ValueError("data gave no batch: a generator or iterator can be read only once")
+        saved.check_end()
+        similarity = _similarity(sums, rows, columns or rows, names, batch_size, columns is None)
+    return similarity
 
 
 def _grams(
@@ -164,7 +172,6 @@ def _grams(
 
 
 def _similarity(
-    values: Tensor,
     sums: StreamingCKA,
     rows: LayerGrams,
     columns: LayerGrams,
@@ -174,7 +181,7 @@ def _similarity(
 ) -> LayerSimilarity:
     of_rows, of_columns = (flags.tolist() for flags in sums.degenerate())
     return LayerSimilarity(
-        values=values,
+        values=sums.compute().cpu(),
         rows=rows.names,
         columns=columns.names,
         row_shapes=rows.shapes,
