@@ -18,6 +18,7 @@ __all__ = [
     "named_layers",
     "split_call",
     "unwrapped",
+    "without_replicas",
 ]
 
 # What torch.compile, FSDP and checkpoint_wrapper put between a layer and its parent.
@@ -45,6 +46,17 @@ def unwrapped(module: nn.Module) -> nn.Module:
         if inner is None:
             return module
         module = inner
+
+
+def without_replicas(model: nn.Module) -> nn.Module:
+    """The model inside DataParallel and DistributedDataParallel, also if that is compiled.
+
+    The former gives its layers parts of a batch, the latter waits for other processes.
+    """
+    inner = unwrapped(model)
+    if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return without_replicas(inner.module)
+    return model
 
 
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
