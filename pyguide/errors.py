@@ -1,6 +1,9 @@
 """What a user of the command line can do wrong."""
 
-__all__ = ["UserError", "first_line"]
+import traceback
+from pathlib import Path
+
+__all__ = ["UserError", "described", "first_line"]
 
 
 class UserError(Exception):
@@ -10,3 +13,10 @@ class UserError(Exception):
 def first_line(error: Exception) -> str:
     """The first line of an error's message; its type, if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def described(error: BaseException) -> str:
+    """An error that the user's code raised in one line, with its place."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    reason = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {reason} ({Path(last.filename).name}, line {last.lineno})"

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from pyguide.errors import UserError
 
-__all__ = ["atomic_write", "lock", "read_json", "write_json", "writing"]
+__all__ = ["atomic_write", "lock", "read_json", "unlock", "write_json", "writing"]
 
 
 @contextmanager
@@ -62,6 +62,12 @@ def lock(path: Path) -> TextIO:
         file.close()
         raise
     return file
+
+
+def unlock(file: TextIO) -> None:
+    """Give up what :func:`lock` gave, also for child processes that inherited it, and close it."""
+    fcntl.flock(file, fcntl.LOCK_UN)
+    file.close()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 from pyguide.errors import UserError, first_line
 from pyguide.files import atomic_write
 
-__all__ = ["DamagedFile", "load_tensors", "read_torch_file", "save_tensors"]
+__all__ = ["DamagedFile", "load_tensors", "other_kind", "read_torch_file", "save_tensors"]
 
 
 class DamagedFile(Exception):
@@ -70,3 +70,16 @@ def read_torch_file(path: Path) -> Any:
         ) from error
     except Exception as error:
         raise UserError(f"{path}: torch cannot read it: {first_line(error)}") from error
+
+
+def other_kind(value: Any) -> str | None:
+    """What a value read from a file is, unless it is a dense tensor with its values: then None."""
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    if value.is_nested:
+        return "a nested tensor"
+    if value.layout is not torch.strided:
+        return f"a {str(value.layout).removeprefix('torch.')} tensor"
+    if value.is_quantized:
+        return "a quantized tensor"
+    return "a meta tensor, without values" if value.is_meta else None

@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["inputs_of", "on_device", "version_of", "versions_of"]
+from pyguide.capture.versions import version_of
+
+__all__ = ["Batch", "Mask", "batches_of", "on_device", "versions_of"]
+
+# Which positions of a batch, as the loader gives it, are valid: (n, T), or None for all.
+Mask = Callable[[Any], Tensor | None]
 
 
-def inputs_of(data: Iterable[Any], max_samples: int | None) -> Iterator[tuple[Any, int]]:
-    """The inputs of each batch and its number of samples, up to so many samples in all."""
+class Batch(NamedTuple):
+    """What the networks are called with."""
+
+    inputs: Any
+    #: The number of samples.
+    n: int
+    #: (n, T) bool, True where a position is valid; None if all are.
+    mask: Tensor | None
+
+
+def batches_of(
+    data: Iterable[Any], max_samples: int | None, mask: Mask | None = None
+) -> Iterator[Batch]:
+    """The batches, up to so many samples in all.
+
+    Without `mask` that of a dict is its ``attention_mask``.
+    """
     left = max_samples
-    for batch in data:
-        inputs = _inputs(batch)
-        n = _sample_count(inputs, batch)
+    for given in data:
+        batch = _batch(given, mask)
         if left is not None:
-            if n > left:
-                inputs, n = _first_samples(inputs, n, left), left
-            left -= n
-        yield inputs, n
+            if batch.n > left:
+                batch = _first_samples(batch, left)
+            left -= batch.n
+        yield batch
         if left == 0:
             return
 
@@ -35,36 +54,59 @@ def on_device(inputs: Any, device: torch.device | None) -> Any:
     return _mapped(inputs, lambda x: x.to(device, non_blocking=not waits))
 
 
-def version_of(x: Tensor) -> int | None:
-    """How often x was changed in place; None for inference tensors, which do not count it."""
-    return None if x.is_inference() else x._version
-
-
 def versions_of(inputs: Any) -> list[int | None]:
     """The version of every tensor."""
     return [version_of(x) for x in _tensors(inputs)]
 
 
-def _inputs(batch: Any) -> Any:
-    if isinstance(batch, Mapping):  # BatchEncoding of Hugging Face is no dict
-        return dict(batch)
-    if isinstance(batch, (tuple, list)) and not isinstance(batch, PackedSequence) and batch:
-        return batch[0]
-    return batch
+def _batch(given: Any, mask: Mask | None) -> Batch:
+    inputs = _inputs(given)
+    n = _sample_count(inputs, given)
+    if mask is not None:
+        found = mask(given)
+    else:
+        found = inputs.get("attention_mask") if isinstance(inputs, dict) else None
+    return Batch(inputs, n, None if found is None else _padding_mask(found, n))
 
 
-def _sample_count(inputs: Any, batch: Any) -> int:
+def _inputs(given: Any) -> Any:
+    inputs = given
+    if isinstance(given, (tuple, list)) and not isinstance(given, PackedSequence) and given:
+        inputs = given[0]
+    # BatchEncoding of Hugging Face is no dict.
+    return dict(inputs) if isinstance(inputs, Mapping) else inputs
+
+
+def _padding_mask(mask: Any, n: int) -> Tensor | None:
+    """The mask as bool, or None if it masks nothing. Reads it."""
+    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.size(0) == n:
+        is_valid = mask.bool()
+        if torch.equal(is_valid.to(mask.dtype), mask):  # Hugging Face's are integers
+            return None if is_valid.all() else is_valid
+    got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+    raise ValueError(
+        f"the mask of a batch of {n} samples must be a tensor (n, T), bool or 0 and 1, True where "
+        f"a position is valid, got {got}: give mask= a function of the batch that returns such a "
+        "tensor, or one that returns None to count every position"
+    )
+
+
+def _sample_count(inputs: Any, given: Any) -> int:
     for x in _tensors(inputs):
         if x.dim() > 0:
             return x.size(0)
     raise TypeError(
         "a batch of data must be a tensor (n, ...), a tuple or list whose first item is the input, "
-        f"or a dict of keyword arguments, got {type(batch).__name__} without such a tensor"
+        f"or a dict of keyword arguments, got {type(given).__name__} without such a tensor"
     )
 
 
-def _first_samples(inputs: Any, n: int, count: int) -> Any:
-    return _mapped(inputs, lambda x: x[:count] if x.dim() > 0 and x.size(0) == n else x)
+def _first_samples(batch: Batch, count: int) -> Batch:
+    def cut(x: Tensor) -> Tensor:
+        return x[:count] if x.dim() > 0 and x.size(0) == batch.n else x
+
+    inputs = _mapped(batch.inputs, cut)
+    return Batch(inputs, count, None if batch.mask is None else cut(batch.mask))
 
 
 def _mapped(inputs: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from pyguide.analysis.layer_grams import LayerGrams
 from pyguide.analysis.streaming import StreamingCKA
+from pyguide.errors import first_line
 from pyguide.ops.hsic import CenteredGram
 from pyguide.torch_files import DamagedFile, load_tensors, save_tensors
 
@@ -29,30 +32,56 @@ _TOLERANCE = 1e-3
 class Checkpoint:
     """Writes the sums now and then, and says which batches an earlier call counted.
 
+    As a context manager it writes the sums when an exception, Ctrl-C for example, ends the
+    comparison. At a regular end it removes the file, or writes all sums into it.
+
     Parameters
     ----------
     path : str, Path or None
         The file; None writes nothing.
     sums : StreamingCKA
         Gets the sums of the file, if there is one.
+    keep : bool
+        Whether the file stays at a regular end.
 
     Raises
     ------
     ValueError
         If the file is of another estimator, damaged, or something else.
+    OSError
+        If it cannot be read, or nothing can be written beside it.
     """
 
-    def __init__(self, path: str | Path | None, sums: StreamingCKA) -> None:
+    def __init__(self, path: str | Path | None, sums: StreamingCKA, *, keep: bool = False) -> None:
         self._path = None if path is None else Path(path)
         self._sums = sums
+        self._keep = keep
         self._sizes: list[int] = []
         self._seen = 0
         self._first: dict[str, Any] | None = None
+        # The sums, and of how many batches they are, where the file does not have them.
+        self._unwritten: tuple[dict[str, Any], int] | None = None
         self._written = time.monotonic()
-        if self._path is not None and self._path.exists():
+        if self._path is None:
+            return
+        if self._path.exists():
             saved = _read(self._path)
             sums.load_state_dict(saved["sums"])
             self._sizes, self._first = saved["sizes"], saved["first"]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self._path.parent):
+            pass  # It can be written: better known now than in 30 seconds.
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        if kind is not None:
+            self._rescue()
+        elif self._keep:
+            self._write()
+        elif self._path is not None:
+            self._path.unlink(missing_ok=True)
 
     def next(self, n: int) -> bool:
         """Whether the next batch, of n samples, was counted before.
@@ -109,30 +138,42 @@ class Checkpoint:
         ):
             raise self._other("the first batch has other similarities")
 
-    def write(self) -> None:
-        """Write the sums, if the last time is long ago."""
-        if self._path is not None and time.monotonic() - self._written >= _SECONDS:
-            state = {
-                "format": _FORMAT,
-                "sums": self._sums.state_dict(),
-                "sizes": self._sizes,
-                "first": self._first,
-            }
-            save_tensors(self._path, state)
-            self._written = time.monotonic()
+    def counted(self) -> None:
+        """Remember the sums with this batch; write them, if the last time is long ago."""
+        # An interrupt may fall between any two steps, also of an update of the sums. What is
+        # written is always of whole batches, because one assignment replaces all of it.
+        self._unwritten = self._sums.state_dict(), self._seen
+        if time.monotonic() - self._written >= _SECONDS:
+            self._write()
 
-    def close(self) -> None:
-        """Remove the file.
-
-        Raises
-        ------
-        ValueError
-            If an earlier call counted batches that did not come.
-        """
+    def check_end(self) -> None:
+        """Raise ValueError if an earlier call counted batches that did not come."""
         if self._seen < len(self._sizes):
             raise self._other(f"there were {self._seen} batches, it counted {len(self._sizes)}")
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        if self._path is None or self._unwritten is None:
+            return
+        sums, batches = self._unwritten
+        state = {
+            "format": _FORMAT,
+            "sums": sums,
+            "sizes": self._sizes[:batches],
+            "first": self._first,
+        }
+        save_tensors(self._path, state)
+        self._unwritten = None
+        self._written = time.monotonic()
+
+    def _rescue(self) -> None:
+        """Write; a failure must not hide the exception that ends the comparison."""
+        try:
+            self._write()
+        except Exception as error:
+            warnings.warn(
+                f"{self._path}: what was counted last could not be written: {first_line(error)}",
+                stacklevel=2,
+            )
 
     def _other(self, difference: str) -> ValueError:
         return ValueError(
@@ -146,6 +187,8 @@ def _close(a: Tensor, b: Tensor, *, rtol: float = 0.0, atol: float = 0.0) -> boo
 
 
 def _read(path: Path) -> dict[str, Any]:
+    with path.open("rb"):
+        pass  # It is a file, and may be read: else this says so, and not that it is damaged.
     try:
         saved = load_tensors(path)
     except DamagedFile as error:

@@ -23,12 +23,15 @@ from pyguide.analysis.plots import plot_best_matches, plot_heatmap
 from pyguide.analysis.similarity import LayerSimilarity
 from pyguide.analysis.table import layer_list, match_table
 from pyguide.capture import LayerInfo, list_layers
+from pyguide.capture.paths import NoSuchLayer
 from pyguide.device import check_device
-from pyguide.errors import UserError, first_line
+from pyguide.errors import UserError, described, first_line
 from pyguide.ops.hsic import least_samples
-from pyguide.torch_files import DamagedFile
 
 __all__ = ["compare"]
+
+# Of counts of samples, which torch keeps in 64 bits.
+_LARGEST = 2**63 - 1
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -40,44 +43,41 @@ def compare(args: argparse.Namespace) -> int:
         For a user's mistake.
     """
     _check_options(args)
-    output = Output(args.out, _options(args))
-    if not args.list_layers:
-        output.check(resume=args.resume)
     with _threads(args.threads), _one_line_warnings():
-        if args.resume and output.finished and not args.list_layers:
-            _report(output.similarity(), args, output)
-            return 0
-        samples = open_samples(args.data, args.image_size)
-        _check_samples(samples, args)
-        networks = _networks(args)
-        named = list(zip(_names(args), networks, strict=False))
-        layers = {name: _layers(name, network, samples, args) for name, network in named}
         if args.list_layers:
+            _, _, layers = _opened(args)
             print("\n".join(layer_list(name, found) for name, found in layers.items()))
             return 0
-        output.start()
-        try:
-            similarity = _run(networks, samples, args, output)
-        except KeyboardInterrupt:
-            print("interrupted; to continue: the same command with --resume", file=sys.stderr)
-            return 130
-        _report(similarity, args, output)
+        with Output(args.out, _options(args)) as output:
+            output.check(resume=args.resume)
+            try:
+                _report(_similarity(args, output), args, output)
+            except KeyboardInterrupt:
+                if not output.resumable:
+                    raise
+                message = "interrupted; to continue: the same command with --resume"
+                print(f"pyguide: {message}", file=sys.stderr)
+                return 130
     return 0
 
 
 def _check_options(args: argparse.Namespace) -> None:
     least = least_samples(not args.biased)
-    for option, smallest in (
-        ("batch_size", least),
-        ("samples", least),
-        ("image_size", 1),
-        ("threads", 1),
-        ("workers", 0),
+    for option, smallest, largest in (
+        ("batch_size", least, _LARGEST),
+        ("samples", least, _LARGEST),
+        ("image_size", 1, 1 << 14),
+        ("threads", 1, 1024),
+        ("workers", 0, 1024),
+        # torch takes seeds from -2**63 to 2**64 - 1, and SECOND's is one more.
+        ("seed", -(2**63), 2**64 - 2),
     ):
         given = getattr(args, option)
+        name = option.replace("_", "-")
         if given is not None and given < smallest:
-            name = option.replace("_", "-")
             raise UserError(f"--{name}: expected at least {smallest}, got {given}")
+        if given is not None and given > largest:
+            raise UserError(f"--{name}: expected at most {largest}, got {given}")
     if args.second_layers and not _has_second(args):
         raise UserError("--second-layers needs a SECOND network, or --second-weights")
     needed = ["numpy", *(["tqdm"] * (not args.quiet)), *(["matplotlib"] * (not args.no_plots))]
@@ -106,9 +106,12 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _version(file: Path | None) -> str | None:
     """Tells a file from one that is written over it."""
-    if file is None or not file.is_file():
+    if file is None:
         return None
-    state = file.stat()
+    try:
+        state = file.stat()
+    except OSError:  # Reading it says what is wrong.
+        return None
     modified = datetime.fromtimestamp(state.st_mtime, timezone.utc)
     return f"{state.st_size} bytes of {modified.isoformat(sep=' ')}"
 
@@ -126,6 +129,17 @@ def _names(args: argparse.Namespace) -> tuple[str, str]:
     return (first, second) if first != second else (f"{first} (first)", f"{second} (second)")
 
 
+def _opened(
+    args: argparse.Namespace,
+) -> tuple[Samples, list[nn.Module], dict[str, list[LayerInfo]]]:
+    """The data, the one or two networks, and the layers of each by its name."""
+    samples = open_samples(args.data, args.image_size)
+    _check_samples(samples, args)
+    networks = _networks(args)
+    named = zip(_names(args), networks, strict=False)
+    return samples, networks, {name: _layers(name, n, samples, args) for name, n in named}
+
+
 def _networks(args: argparse.Namespace) -> list[nn.Module]:
     """One network, or two."""
     networks = [_network(args.first, args.weights, args.seed, args.device)]
@@ -141,8 +155,8 @@ def _network(spec: str, weights: Path | None, seed: int, device: str) -> nn.Modu
         load_weights(network, weights)
     try:
         return network.to(device)
-    except Exception as error:
-        raise UserError(f"{spec} cannot be moved to {device}: {first_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{spec} cannot be moved to {device}: {described(error)}") from error
 
 
 def _check_samples(samples: Samples, args: argparse.Namespace) -> None:
@@ -160,17 +174,20 @@ def _layers(
     x: Tensor = samples[torch.arange(2)]
     try:
         return list_layers(network, x.to(args.device))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # A network raises anything for an input that does not fit.
         raise UserError(
             f"{name} cannot take samples of shape {tuple(x.shape[1:])}, {x.dtype}, "
-            f"from --data {args.data}: {first_line(error)}"
+            f"from --data {args.data}: {described(error)}"
         ) from error
 
 
-def _run(
-    networks: list[nn.Module], samples: Samples, args: argparse.Namespace, output: Output
-) -> LayerSimilarity:
+def _similarity(args: argparse.Namespace, output: Output) -> LayerSimilarity:
+    """Read the finished result, or compute what is left of it; its sums stay until it is saved."""
+    if args.resume and output.finished:
+        return output.similarity()
+    samples, networks, _ = _opened(args)
+    output.start(resume=args.resume)
     loader = batches(
         samples,
         batch_size=args.batch_size,
@@ -192,6 +209,7 @@ def _run(
             progress=not args.quiet and sys.stderr.isatty(),
             names=_names(args),
             checkpoint=output.checkpoint,
+            keep_checkpoint=True,
         )
     except torch.OutOfMemoryError as error:
         raise UserError(f"{args.device} is out of memory: lower --batch-size") from error
@@ -199,8 +217,13 @@ def _run(
         # From a process that reads, the message is a whole traceback.
         last = str(error).strip().splitlines()[-1]
         raise UserError(last.removeprefix("pyguide.errors.UserError: ")) from error
-    except (DamagedFile, TypeError, ValueError, RuntimeError, OSError) as error:
+    except NoSuchLayer as error:
+        raise UserError(f"{error.problem}; --list-layers prints its layers") from error
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
         raise UserError(first_line(error)) from error
+    except (Exception, SystemExit) as error:
+        # A network raises anything in a later batch, IndexError for a token that it lacks say.
+        raise UserError(described(error)) from error
 
 
 def _report(similarity: LayerSimilarity, args: argparse.Namespace, output: Output) -> None:

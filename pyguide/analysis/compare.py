@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyguide.analysis.batches import inputs_of, on_device, versions_of
+from pyguide.analysis.batches import Batch, Mask, batches_of, on_device, versions_of
 from pyguide.analysis.checkpoint import Checkpoint
 from pyguide.analysis.layer_grams import LayerGrams
 from pyguide.analysis.progress import Progress, shown
@@ -34,9 +34,11 @@ def compare_networks(
     precision: str | None = None,
     device: torch.device | str | None = None,
     max_samples: int | None = None,
+    mask: Mask | None = None,
     progress: Progress = False,
     names: tuple[str, str] = ("first", "second"),
     checkpoint: str | Path | None = None,
+    keep_checkpoint: bool = False,
 ) -> LayerSimilarity:
     """Linear CKA of every layer of one network with every layer of another over a data set.
 
@@ -48,7 +50,8 @@ def compare_networks(
     Parameters
     ----------
     first, second : nn.Module
-        The networks, on any devices. Without `second` the first is compared with itself, on one
+        The networks, on any devices; DataParallel and DistributedDataParallel are looked
+        through. Without `second` the first is compared with itself, on one
         forward pass a batch.
     data : iterable
         Batches, of a DataLoader say: a tensor (n, ...), a tuple or list whose first item is the
@@ -58,9 +61,10 @@ def compare_networks(
         Paths of layers (``"layer1.0.conv1"``), single calls of layers that are called several
         times (``"relu:1"`` is the second), or globs: ``*`` and ``?`` stand for characters of one
         part of a path, ``**`` for any number of parts. By default every module that is called
-        and calls no other; those that give no tensor of floating point are left out, and with a
-        warning those that give one whose first axis is not the batch. Without `second`, giving
-        `second_layers` compares some layers of the network with others of it.
+        and calls no other. Of these, and of what a glob matches, layers that give no tensor of
+        floating point are left out, and with a warning those whose tensor cannot be compared:
+        its first axis is not the batch, say. Without `second`, giving `second_layers` compares
+        some layers of the network with others of it.
     debiased : bool
         The debiased estimator, which needs batches of at least 4 samples and hardly depends on
         their size; else the biased one, which does: see :class:`StreamingCKA`.
@@ -70,15 +74,26 @@ def compare_networks(
         Where inputs go; by default to each network's first parameter. Networks are not moved.
     max_samples : int, optional
         Stop after so many; the last batch is cut.
+    mask : callable, optional
+        A function of a batch, as `data` gives it, that returns which positions of its sequences
+        are valid, or None for all: (n, T), bool or 0 and 1. By default the ``attention_mask`` of
+        a dict, if it has one. It is for layers that are (n, T, ...), whose padding counts
+        nothing, as in :meth:`pyguide.Guidance.loss`; others ignore it (but a map of T channels
+        is not told from a sequence). Shorter or longer padding then gives the same values,
+        if it does in the networks.
     progress : bool or callable
         Whether to show a bar (needs tqdm); or a function of the number of batches done and their
         total, None if `data` has no length.
     names : (str, str)
         What the networks are called, in the result and in messages.
     checkpoint : str or Path, optional
-        A file for the sums, written at most every 30 seconds and removed at the end. A call
-        that finds it goes on after the batches that were counted. For that `data` must give the
-        same batches in the same order: without shuffling, or with a seed.
+        A file for the sums, written at most every 30 seconds and when an exception, Ctrl-C for
+        example, ends the comparison; removed at a regular end. A call that finds it goes on
+        after the batches that were counted. For that `data` must give the same batches in the
+        same order: without shuffling, or with a seed.
+    keep_checkpoint : bool
+        Leave the file at a regular end too, with all sums, and remove it yourself when the
+        result is saved: until then a call that finds it runs one batch only.
 
     Returns
     -------
@@ -90,10 +105,15 @@ def compare_networks(
     ------
     TypeError, ValueError
         Before any forward pass: for what is no network, no layer that a path or glob means, no
-        batches. In the first: for a named layer that is not called, or whose output is not one
-        tensor of floating point with the batch as first axis.
+        batches, TorchScript. In the first: for a named layer that is not called, or whose output
+        is not one tensor of floating point with the batch as first axis; a glob of which no
+        layer is called; two layers of one name. For a batch whose mask is not (n, T), or, of
+        `mask`, fits no layer. When it shows, at the latest at the end: for a checkpoint of
+        another comparison.
     RuntimeError
         If a layer is called more or less often in a later batch than in the first.
+    OSError
+        If the checkpoint cannot be read, or written: the latter before any forward pass.
 
     Examples
     --------
@@ -108,7 +128,7 @@ def compare_networks(
     >>> similarity.rows, similarity.columns, similarity.values.shape
     (('0', '2'), ('0', '1', '2'), torch.Size([2, 3]))
     """
-    data = _checked(first, second, data, max_samples, debiased)
+    data = _checked(first, second, data, max_samples, mask, debiased)
     if second is None and second_layers is not None:
         second = first
     options: dict[str, Any] = {
@@ -117,54 +137,60 @@ def compare_networks(
         "device": None if device is None else torch.device(device),
     }
     sums = StreamingCKA(debiased=debiased, precision=precision)
-    saved = Checkpoint(checkpoint, sums)
+    saved = Checkpoint(checkpoint, sums, keep=keep_checkpoint)
     rows = LayerGrams(first, layers, f"{names[0]} network", **options)
     columns = None
     if second is not None:
         columns = LayerGrams(second, second_layers, f"{names[1]} network", **options)
     batch_size = 0
-    with rows, columns or contextlib.nullcontext():
-        for inputs, n in shown(inputs_of(data, max_samples), _length(data), progress):
-            batch_size = max(batch_size, n)
-            counted = saved.next(n)
-            if is_too_small(n, debiased, stacklevel=3) or (counted and rows.settled):
+    with saved, rows, columns or contextlib.nullcontext():
+        for batch in shown(batches_of(data, max_samples, mask), _length(data), progress):
+            batch_size = max(batch_size, batch.n)
+            counted = saved.next(batch.n)
+            if is_too_small(batch.n, debiased, stacklevel=3) or (counted and rows.settled):
                 continue
             is_first = not rows.settled
-            grams = _grams(rows, columns, inputs, n)
+            grams = _grams(rows, columns, batch, mask_must_fit=mask is not None)
             if is_first:
                 saved.check(rows, columns, grams)
             if not counted:
                 sums.update_grams(*grams)
-                saved.write()
+                saved.counted()
             del grams  # before the next forward pass
-    if not batch_size:
-        raise ValueError("data gave no batch: a generator or iterator can be read only once")
-    values = sums.compute().cpu()
-    saved.close()
-    return _similarity(values, sums, rows, columns or rows, names, batch_size, columns is None)
+        if not batch_size:
+            raise ValueError("data gave no batch: a generator or iterator can be read only once")
+        saved.check_end()
+        similarity = _similarity(sums, rows, columns or rows, names, batch_size, columns is None)
+    return similarity
 
 
 def _grams(
-    rows: LayerGrams, columns: LayerGrams | None, inputs: Any, n: int
+    rows: LayerGrams, columns: LayerGrams | None, batch: Batch, *, mask_must_fit: bool
 ) -> tuple[list[CenteredGram], list[CenteredGram] | None]:
     """Both networks' Gram matrices for one batch; None for a network compared with itself."""
-    moved = on_device(inputs, rows.device)
-    versions = versions_of(moved)
-    xs = rows(moved, n)
-    if columns is None:
-        return xs, None
-    if versions_of(moved) != versions:
-        raise RuntimeError(
-            "the first network changed its input in place, so the second would see something "
-            "else: set inplace=False on its first layer"
+    inputs, n, mask = on_device(tuple(batch), rows.device)
+    versions = versions_of(inputs)
+    xs = rows(inputs, n, mask)
+    ys = None
+    if columns is not None:
+        if versions_of(inputs) != versions:
+            raise RuntimeError(
+                "the first network changed its input in place, so the second would see something "
+                "else: set inplace=False on its first layer"
+            )
+        if columns.device != rows.device:
+            inputs, n, mask = on_device(tuple(batch), columns.device)
+        ys = columns(inputs, n, mask)
+    networks = [rows] if columns is None else [rows, columns]
+    if mask is not None and mask_must_fit and not any(network.used_mask for network in networks):
+        raise ValueError(
+            f"the mask of a batch is (n, T) = {tuple(mask.shape)}, but no layer that is compared "
+            "is (n, T, ...) with these: leave mask out, or name other layers"
         )
-    if columns.device != rows.device:
-        moved = on_device(inputs, columns.device)
-    return xs, columns(moved, n)
+    return xs, ys
 
 
 def _similarity(
-    values: Tensor,
     sums: StreamingCKA,
     rows: LayerGrams,
     columns: LayerGrams,
@@ -174,7 +200,7 @@ def _similarity(
 ) -> LayerSimilarity:
     of_rows, of_columns = (flags.tolist() for flags in sums.degenerate())
     return LayerSimilarity(
-        values=values,
+        values=sums.compute().cpu(),
         rows=rows.names,
         columns=columns.names,
         row_shapes=rows.shapes,
@@ -195,7 +221,12 @@ def _chosen(names: tuple[str, ...], flags: list[bool]) -> tuple[str, ...]:
 
 
 def _checked(
-    first: Any, second: Any, data: Any, max_samples: int | None, debiased: bool
+    first: Any,
+    second: Any,
+    data: Any,
+    max_samples: int | None,
+    mask: Any,
+    debiased: bool,
 ) -> Iterable[Any]:
     for name, network in (("first", first), ("second", second)):
         if not isinstance(network, nn.Module) and not (network is None and name == "second"):
@@ -207,6 +238,11 @@ def _checked(
         raise TypeError(
             f"data must be an iterable of batches, got {type(data).__name__}; for a tensor of all "
             "inputs: data=inputs.split(256)"
+        )
+    if mask is not None and not callable(mask):
+        raise TypeError(
+            "mask must be a function of a batch of data that returns its mask, got "
+            f"{type(mask).__name__}; where a batch is (inputs, mask): mask=lambda batch: batch[1]"
         )
     least = least_samples(debiased)
     if max_samples is not None and max_samples < least:

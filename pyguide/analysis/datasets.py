@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyguide.errors import UserError
-from pyguide.torch_files import read_torch_file
+from pyguide.torch_files import other_kind, read_torch_file
 
 __all__ = ["BUILT_IN", "Samples", "batches", "open_samples"]
 
@@ -64,13 +64,21 @@ def open_samples(data: str, image_size: int) -> Samples:
     if data in BUILT_IN:
         return _TensorSamples(_built_in(data))
     path = Path(data)
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as error:
+        raise UserError(f"--data {data}: {error.strerror}") from error
+    if is_folder:
         return _ImageSamples(path, image_size)
-    if path.suffix in (".npy", ".pt", ".pth") and path.is_file():
+    if path.suffix in (".npy", ".pt", ".pth") and is_file:
         tensor = _map_npy(path) if path.suffix == ".npy" else read_torch_file(path)
-        if not isinstance(tensor, Tensor) or tensor.dim() < 2:
-            found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise UserError(f"--data {data}: expected one tensor (samples, ...), found {found}")
+        found = other_kind(tensor)
+        if found is None and tensor.dim() < 2:
+            found = str(tuple(tensor.shape))
+        if found is not None:
+            raise UserError(
+                f"--data {data}: expected one dense tensor (samples, ...), found {found}"
+            )
         return _TensorSamples(tensor)
     raise UserError(
         f"--data {data}: no such data; expected a folder of images, a .npy or .pt file, "
@@ -103,6 +111,7 @@ def batches(
     """
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
     chosen: Any = order[:count].split(batch_size)
+    workers = min(workers, len(chosen))  # More would have nothing to do.
     return DataLoader(
         samples,  # type: ignore[arg-type]  # It need not be a Dataset.
         batch_size=None,

@@ -6,33 +6,23 @@ import contextlib
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyguide.analysis.batches import version_of
+from pyguide.analysis.layer_choice import Call, LayerChoice, call_name
 from pyguide.capture.layers import call_model, undisturbed
 from pyguide.capture.outputs import activations, time_first_layers
-from pyguide.capture.padding import filled
-from pyguide.capture.paths import (
-    find_layer,
-    first_paths,
-    is_glob,
-    matching_layers,
-    named_layers,
-    split_call,
-    unwrapped,
-)
+from pyguide.capture.padding import filled, has_positions, valid_positions
+from pyguide.capture.paths import named_layers, unwrapped, without_replicas
+from pyguide.capture.versions import version_of
 from pyguide.ops.hsic import CenteredGram, centered_grams
 from pyguide.ops.inputs import check_layers
 
 __all__ = ["LayerGrams"]
-
-# One call of a layer: its path, and 0 for the first call in a forward pass.
-_Call = tuple[str, int]
 
 
 class LayerGrams:
@@ -70,15 +60,20 @@ class LayerGrams:
         precision: str | None,
         device: torch.device | None,
     ) -> None:
-        self._model = model
+        if isinstance(unwrapped(model), torch.jit.ScriptModule):
+            raise TypeError(
+                f"the {owner} is TorchScript, whose layers cannot be observed: compare the network "
+                "that torch.jit.script or torch.jit.trace was given"
+            )
+        self._model = without_replicas(model)
         self._owner = owner
-        self._modules = named_layers(model)
-        self._wanted = None if layers is None else _wanted(self._modules, layers, owner)
+        self._choice = LayerChoice(named_layers(model), layers, owner)
         self._gram = partial(centered_grams, debiased=debiased, precision=precision)
         self.device = _input_device(model, device, owner)
-        self._settled: dict[_Call, str] = {}
-        self._shapes: dict[_Call, tuple[int, ...]] = {}
-        self._left_out: dict[_Call, tuple[int, ...]] = {}
+        self._settled: dict[Call, str] = {}
+        self._shapes: dict[Call, tuple[int, ...]] = {}
+        self._left_out: dict[Call, tuple[int, ...]] = {}
+        self._refused: list[str] = []
         self._clear(0)
 
     @property
@@ -100,13 +95,11 @@ class LayerGrams:
         with contextlib.ExitStack() as stack:
             stack.enter_context(undisturbed(self._model, ()))
             time_first = time_first_layers(self._model)
-            paths = first_paths(self._modules) if self._wanted is None else self._wanted
             self._handles = {}
-            for path in paths:
-                module = self._modules[path]
+            for path, module in self._choice.modules.items():
                 returned = partial(self._returned, path, unwrapped(module) in time_first)
                 self._handles[path] = [module.register_forward_hook(returned)]
-                if self._wanted is None:
+                if self._choice.only_leaves:
                     self._handles[path].append(module.register_forward_pre_hook(self._called))
             stack.callback(self._remove_hooks)
             self._stack = stack.pop_all()
@@ -115,7 +108,7 @@ class LayerGrams:
     def __exit__(self, *error: Any) -> None:
         self._stack.close()
 
-    def __call__(self, inputs: Any, n: int) -> list[CenteredGram]:
+    def __call__(self, inputs: Any, n: int, mask: Tensor | None = None) -> list[CenteredGram]:
         """The Gram matrices for one batch of n samples, in the order of `names`.
 
         Parameters
@@ -124,8 +117,10 @@ class LayerGrams:
             On `device`; as :func:`call_model` takes them.
         n : int
             Size of the first axis.
+        mask : Tensor, optional
+            (n, T) bool, True where a position is valid, for layers that are (n, T, ...).
         """
-        self._clear(n)
+        self._clear(n, mask)
         self._running = True
         try:
             call_model(self._model, inputs)
@@ -137,9 +132,12 @@ class LayerGrams:
             self._settle()
         return [self._grams.pop(call) for call in self._settled]
 
-    def _clear(self, n: int) -> None:
+    def _clear(self, n: int, mask: Tensor | None = None) -> None:
         self._n = n
-        self._grams: dict[_Call, CenteredGram] = {}
+        self._mask = mask
+        #: Whether the batch's mask was that of a layer.
+        self.used_mask = False
+        self._grams: dict[Call, CenteredGram] = {}
         self._counts: Counter[str] = Counter()
         self._open: list[bool] = []  # for each module that runs, whether it called another
         self._last: tuple[Any, int | None, Any] = (lambda: None), None, None
@@ -163,32 +161,34 @@ class LayerGrams:
                 self._open[-1] = True
             if is_container:
                 return
-        if self._settled:
-            wanted = call in self._settled
-        else:
-            wanted = self._wanted is None or not {None, call[1]}.isdisjoint(self._wanted[path])
-        if wanted:
+        if call in self._settled if self._settled else self._choice.has(call):
             self._record(call, *activations(output, time_first), output)
 
-    def _record(self, call: _Call, x: Tensor | None, mask: Tensor | None, output: Any) -> None:
-        layer = f"layer {_name(call, call[1] > 0)!r} of the {self._owner}"
-        by_default = self._wanted is None and not self._settled
+    def _record(self, call: Call, x: Tensor | None, mask: Tensor | None, output: Any) -> None:
+        layer = f"layer {call_name(call, call[1] > 0)!r} of the {self._owner}"
+        may_leave_out = not self._settled and not self._choice.is_required(call[0])
         if x is None or not x.is_floating_point():
-            if by_default:
+            if may_leave_out:
                 return
             raise TypeError(
                 f"{layer} gave {type(output).__name__ if x is None else x.dtype}: one tensor of "
                 "floating point is needed; compare a layer inside or after it"
             )
         if x.dim() == 0 or x.size(0) != self._n:
-            if by_default:
+            if may_leave_out:
                 self._left_out[call] = tuple(x.shape)
                 return
             raise ValueError(
                 f"{layer} gave {tuple(x.shape)} for a batch of {self._n} samples: the first axis "
                 "must be the batch; compare other layers"
             )
-        check_layers([(layer, [x])], min_samples=0)
+        try:
+            check_layers([(layer, [x])], min_samples=0)
+        except (TypeError, ValueError) as error:
+            if not may_leave_out:
+                raise
+            self._refused.append(str(error).replace(f" of the {self._owner}", ""))
+            return
         self._grams[call] = self._gram_of(x, mask)
         if not self._settled:
             self._shapes[call] = tuple(x.shape[1:])
@@ -199,29 +199,34 @@ class LayerGrams:
         same, same_version, gram = self._last
         if same() is x and version is not None and version == same_version:
             return gram
-        (gram,) = self._gram([filled(x, mask)])
+        (gram,) = self._gram([filled(x, self._valid(x, mask))])
         # Parts of a network may be on other devices. MPS has no float64: its matrices are on CPUs.
         if self.device is not None and self.device.type != "mps":
             gram = CenteredGram(*(t.to(self.device) for t in gram))
         self._last = weakref.ref(x), version, gram
         return gram
 
+    def _valid(self, x: Tensor, own: Tensor | None) -> Tensor | None:
+        if self._mask is not None:
+            self.used_mask |= has_positions(tuple(x.shape), self._mask)
+        return valid_positions(x, own, self._mask)
+
     def _settle(self) -> None:
-        if self._wanted is not None:
-            self._check_wanted(self._wanted)
-        if not self._grams:
+        missing = self._choice.missing(self._counts)
+        if missing:
             raise ValueError(
-                f"no layer of the {self._owner} can be compared: none of its submodules was called "
+                f"{', '.join(map(repr, missing))} of the {self._owner} was not called: name layers "
+                "that the forward pass in eval mode calls (':0' is the first call of a layer)"
+            )
+        self._warn_of_left_out()
+        if not self._grams:
+            chosen = "its submodules" if self._choice.only_leaves else "those that match"
+            raise ValueError(
+                f"no layer of the {self._owner} can be compared: none of {chosen} was called "
                 "and gave a tensor of floating point whose first axis is the batch"
             )
-        if self._left_out:
-            left_out = ", ".join(f"{_name(c, c[1] > 0)!r} {s}" for c, s in self._left_out.items())
-            warnings.warn(
-                f"layers of the {self._owner} were left out because the first axis of what they "
-                f"gave is not the batch of {self._n} samples: {left_out}",
-                stacklevel=5,
-            )
-        self._settled = {call: _name(call, self._counts[call[0]] > 1) for call in self._grams}
+        self._settled = {call: call_name(call, self._counts[call[0]] > 1) for call in self._grams}
+        self._check_names()
         self._first_counts = self._counts
         kept = {path for path, _ in self._settled}
         for path in self._handles.keys() - kept:
@@ -231,18 +236,33 @@ class LayerGrams:
             for handle in before:
                 handle.remove()
 
-    def _check_wanted(self, wanted: Mapping[str, set[int | None]]) -> None:
-        missing = [
-            _name((path, call or 0), call is not None)
-            for path, calls in wanted.items()
-            for call in calls
-            if self._counts[path] <= (call or 0)
-        ]
-        if missing:
-            raise ValueError(
-                f"{', '.join(map(repr, missing))} of the {self._owner} was not called: name layers "
-                "that the forward pass in eval mode calls (':0' is the first call of a layer)"
+    def _warn_of_left_out(self) -> None:
+        without_batch = ", ".join(
+            f"{call_name(c, c[1] > 0)!r} {s}" for c, s in self._left_out.items()
+        )
+        if without_batch:
+            warnings.warn(
+                f"layers of the {self._owner} were left out because the first axis of what they "
+                f"gave is not the batch of {self._n} samples: {without_batch}",
+                stacklevel=6,
             )
+        if self._refused:
+            warnings.warn(
+                f"layers of the {self._owner} were left out: {'; '.join(self._refused)}",
+                stacklevel=6,
+            )
+
+    def _check_names(self) -> None:
+        calls: dict[str, Call] = {}
+        for call, name in self._settled.items():
+            other = calls.setdefault(name, call)
+            if other != call:
+                called, module = sorted((other[0], call[0]), key=len)
+                raise ValueError(
+                    f"the {self._owner} has two layers {name!r}, a call of {called!r} and the "
+                    f"module {module!r}: rename one of these modules, or compare them one at a "
+                    "time with layers="
+                )
 
     def _check_calls(self) -> None:
         for path in dict.fromkeys(path for path, _ in self._settled):
@@ -261,33 +281,11 @@ class LayerGrams:
         self._handles = {}
 
 
-def _wanted(
-    modules: Mapping[str, nn.Module], layers: str | Sequence[str], owner: str
-) -> dict[str, set[int | None]]:
-    """The calls that are named of each path; None stands for all."""
-    wanted: dict[str, set[int | None]] = {}
-    for path in [layers] if isinstance(layers, str) else layers:
-        if is_glob(path, modules):
-            calls: list[tuple[str, int | None]] = [
-                (match, None) for match in matching_layers(modules, path, owner)
-            ]
-        else:
-            found = find_layer(modules, path, owner)
-            calls = [(found, None) if found in modules else split_call(found)]
-        for match, call in calls:
-            wanted.setdefault(match, set()).add(call)
-    if not wanted:
-        raise ValueError(f"no layers of the {owner} are named: give paths or globs, or None")
-    return wanted
-
-
-def _name(call: _Call, repeated: bool) -> str:
-    return f"{call[0]}:{call[1]}" if repeated else call[0]
-
-
 def _input_device(model: nn.Module, device: torch.device | None, owner: str) -> torch.device | None:
     """The device, which the network must be on; None is that of its first tensor, if any."""
     places = {t.device: None for t in (*model.parameters(), *model.buffers())}
+    if any(place.type == "meta" for place in places):
+        raise ValueError(f"the {owner} is on meta, without data: load its weights first")
     if device is None:
         return next(iter(places), None)
     if places and not any(

@@ -6,8 +6,8 @@ import ast
 import contextlib
 import importlib
 import importlib.util
+import os
 import sys
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -17,8 +17,8 @@ from urllib.parse import parse_qsl
 import torch
 from torch import Tensor, nn
 
-from pyguide.errors import UserError
-from pyguide.torch_files import read_torch_file
+from pyguide.errors import UserError, described, first_line
+from pyguide.torch_files import other_kind, read_torch_file
 
 __all__ = ["load_weights", "make_model"]
 
@@ -64,8 +64,8 @@ def make_model(spec: str, seed: int) -> nn.Module:
             factory = getattr(factory, part)
         try:
             model = factory(**_arguments(spec, query))
-        except Exception as error:
-            raise UserError(f"{spec}: {name} raised {_described(error)}") from error
+        except (Exception, SystemExit) as error:
+            raise UserError(f"{spec}: {name} raised {described(error)}") from error
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise UserError(f"{spec}: expected {name} to return a torch.nn.Module, it gave {kind}")
@@ -90,26 +90,41 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """
     state = _state_dict(path)
     own = model.state_dict()
+    tensors = {name for name, value in own.items() if isinstance(value, Tensor)}
     differences = [
         _listed("it lacks", [name for name in own if name not in state]),
         _listed("the network lacks", [name for name in state if name not in own]),
+        _listed(
+            "no dense tensors",
+            [
+                f"{name} ({kind})"
+                for name in state
+                if name in tensors and (kind := other_kind(state[name])) is not None
+            ],
+        ),
         _listed(
             "other shapes",
             [
                 f"{name} {tuple(state[name].shape)}, not {tuple(value.shape)}"
                 for name, value in own.items()
-                if isinstance(value, Tensor)
-                and isinstance(state.get(name), Tensor)
+                if name in tensors
+                and other_kind(state.get(name)) is None
                 and value.shape != state[name].shape
             ],
         ),
     ]
     if any(differences):
         raise UserError(f"{path} does not fit the network: {'; '.join(filter(None, differences))}")
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except (Exception, SystemExit) as error:
+        # The network's own code, such as its set_extra_state, may run here.
+        raise UserError(f"{path}: loading it raised {described(error)}") from error
 
 
 def _state_dict(path: Path) -> dict[str, Any]:
+    if os.path.isdir(path):  # False, not an error, for a path that cannot be looked at.
+        raise UserError(f"{path}: a folder, not a file")
     read = _read_safetensors if path.suffix == ".safetensors" else read_torch_file
     found: Any = read(path)
     for key in _KEYS:
@@ -117,6 +132,9 @@ def _state_dict(path: Path) -> dict[str, Any]:
             found = found[key]
     if not isinstance(found, Mapping) or not any(isinstance(v, Tensor) for v in found.values()):
         raise UserError(f"{path}: no state_dict in it, nor under {', '.join(_KEYS)}")
+    others = [repr(name) for name in found if not isinstance(name, str)]
+    if others:
+        raise UserError(f"{path}: {_listed('names of a state_dict are strings, found', others)}")
     state = dict(found)
     while (
         prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in state)), None)
@@ -135,7 +153,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except Exception as error:
-        raise UserError(f"{path}: safetensors cannot read it: {error}") from error
+        raise UserError(f"{path}: safetensors cannot read it: {first_line(error)}") from error
 
 
 def _listed(what: str, items: Sequence[str], shown: int = 5) -> str:
@@ -163,8 +181,8 @@ def _import(spec: str, module_name: str) -> ModuleType:
         return _import_file(module_name) if _is_file(module_name) else _import_module(module_name)
     except UserError as error:
         raise UserError(f"{spec}: {error}") from error
-    except Exception as error:
-        raise UserError(f"{spec}: importing {module_name} raised {_described(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{spec}: importing {module_name} raised {described(error)}") from error
 
 
 def _import_module(name: str) -> ModuleType:
@@ -208,10 +226,3 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-def _described(error: Exception) -> str:
-    """An error of the user's code in one line, with its place."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    reason = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {reason} ({Path(last.filename).name}, line {last.lineno})"

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pyguide.analysis.similarity import LayerSimilarity
 from pyguide.errors import UserError
-from pyguide.files import read_json, write_json, writing
+from pyguide.files import lock, read_json, unlock, write_json, writing
 
 __all__ = ["Output"]
 
 
 class Output:
-    """One comparison's files.
+    """One comparison's files, of which this process is the only writer: it holds ``.lock``.
 
     Parameters
     ----------
@@ -29,21 +29,40 @@ class Output:
         self._options = options
         #: The sums of an unfinished comparison.
         self.checkpoint = folder / "unfinished.pt"
+        self._lock: TextIO | None = None
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._lock is not None:
+            unlock(self._lock)
 
     @property
     def finished(self) -> bool:
         """Whether the folder has a result."""
         return (self._folder / "similarity.json").exists()
 
+    @property
+    def resumable(self) -> bool:
+        """Whether there is something to go on with: a result, or sums for it."""
+        return self.finished or self.checkpoint.exists()
+
     def check(self, *, resume: bool) -> None:
-        """Refuse to overwrite another comparison, or to go on with one.
+        """Lock the folder, if there is one; refuse to overwrite another comparison in it.
 
         Raises
         ------
         UserError
-            If the folder has one and `resume` is not set, or it has other options.
+            If another process has the lock; if the folder has a comparison and `resume` is not
+            set, or it has other options.
         """
-        if not self.finished and not self.checkpoint.exists():
+        with writing(self._folder):
+            if not self._folder.exists():
+                return
+            if self._lock is None:
+                self._lock = lock(self._folder / ".lock")
+        if not self.resumable:
             return
         state = "a finished" if self.finished else "an unfinished"
         if not resume:
@@ -59,16 +78,19 @@ class Output:
             names = ", ".join(f"{name.replace('_', '-')} was {before[name]}" for name in differing)
             raise UserError(f"--resume: {self._folder} holds {state} comparison where {names}")
 
-    def start(self) -> None:
-        """Make the folder and keep the options.
+    def start(self, *, resume: bool) -> None:
+        """Make the folder, unless there is one, and keep the options.
 
         Raises
         ------
         UserError
-            If it cannot be written.
+            If it cannot be written, or as :meth:`check`.
         """
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
+        # Another process may have made it since the first check.
+        self.check(resume=resume)
+        with writing(self._folder):
             write_json(self._path, self._options)
 
     def similarity(self) -> LayerSimilarity:
@@ -81,13 +103,15 @@ class Output:
         """
         try:
             return LayerSimilarity.load(self._folder)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise UserError(str(error)) from error
 
     def save(self, similarity: LayerSimilarity) -> list[Path]:
-        """Write the result and return the paths."""
+        """Write the result, then remove its sums, and return the paths."""
         with writing(self._folder):
-            return list(similarity.save(self._folder))
+            paths = similarity.save(self._folder)
+            self.checkpoint.unlink(missing_ok=True)
+        return list(paths)
 
     def draw(
         self, similarity: LayerSimilarity, *plots: Callable[[LayerSimilarity, Path], None]

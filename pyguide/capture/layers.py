@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyguide.capture.outputs import activations, time_first_layers
 from pyguide.capture.paths import first_paths, named_layers, unwrapped
+from pyguide.capture.versions import version_of
 
 __all__ = ["LayerInfo", "call_model", "list_layers", "undisturbed"]
 
@@ -101,7 +102,7 @@ def undisturbed(model: nn.Module, example: Any) -> Iterator[None]:
     """Eval mode without gradient; modes, buffers and random state are put back."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
-        (module, name, buffer, buffer.clone(), buffer._version)
+        (module, name, buffer, buffer.clone(), version_of(buffer))
         for module in model.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None and not nn.parameter.is_lazy(buffer)
@@ -122,9 +123,16 @@ def undisturbed(model: nn.Module, example: Any) -> Iterator[None]:
             for module, mode in modes:
                 module.training = mode
             for module, name, buffer, before, version in buffers:
-                if buffer._version != version:
-                    buffer.copy_(before)
+                _put_back(buffer, before, version)
                 module._buffers[name] = buffer
+
+
+def _put_back(buffer: Tensor, before: Tensor, version: int | None) -> None:
+    if version is None:  # of a network made in inference mode: only there can it be changed
+        with torch.inference_mode():
+            buffer.copy_(before)
+    elif buffer._version != version:
+        buffer.copy_(before)
 
 
 def _leaves(example: Any) -> Iterator[Any]:

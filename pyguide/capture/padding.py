@@ -5,7 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["filled"]
+__all__ = ["filled", "has_positions", "valid_positions"]
+
+
+def has_positions(shape: tuple[int, ...], mask: Tensor, *, per_token: bool = False) -> bool:
+    """Whether a layer of this shape has the mask's samples and positions.
+
+    The second axis of (n, d) layers is features, unless they are compared per token.
+    """
+    return shape[:2] == tuple(mask.shape) and (per_token or len(shape) > 2)
+
+
+def valid_positions(
+    x: Tensor, own: Tensor | None, mask: Tensor | None, *, per_token: bool = False
+) -> Tensor | None:
+    """The (n, T) mask of one layer: its own, the user's if it fits, or both."""
+    if mask is None or not has_positions(tuple(x.shape), mask, per_token=per_token):
+        return own
+    mask = mask.to(x.device)
+    return mask if own is None else mask & own
 
 
 def filled(x: Tensor, mask: Tensor | None) -> Tensor:

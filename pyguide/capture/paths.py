@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 __all__ = [
+    "NoSuchLayer",
     "find_layer",
     "first_paths",
     "is_glob",
@@ -17,10 +18,25 @@ __all__ = [
     "named_layers",
     "split_call",
     "unwrapped",
+    "without_replicas",
 ]
 
 # What torch.compile, FSDP and checkpoint_wrapper put between a layer and its parent.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+class NoSuchLayer(ValueError):
+    """A path or glob that means no layer; a listing of the layers would help.
+
+    Attributes
+    ----------
+    problem : str
+        The message without how to list the layers from Python.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem}; pyguide.list_layers lists its layers")
+        self.problem = problem
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -30,6 +46,17 @@ def unwrapped(module: nn.Module) -> nn.Module:
         if inner is None:
             return module
         module = inner
+
+
+def without_replicas(model: nn.Module) -> nn.Module:
+    """The model inside DataParallel and DistributedDataParallel, also if that is compiled.
+
+    The former gives its layers parts of a batch, the latter waits for other processes.
+    """
+    inner = unwrapped(model)
+    if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return without_replicas(inner.module)
+    return model
 
 
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -88,10 +115,10 @@ def find_layer(layers: Mapping[str, nn.Module], path: str, owner: str) -> str:
     if plain in layers:
         return plain if call is None else f"{plain}:{call}"
     near = difflib.get_close_matches(plain, layers, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise ValueError(
-        f"the {owner} has no layer {path!r}; {hint or 'pyguide.list_layers lists its layers'}"
-    )
+    problem = f"the {owner} has no layer {path!r}"
+    if not near:
+        raise NoSuchLayer(problem)
+    raise ValueError(f"{problem}; did you mean {' or '.join(map(repr, near))}?")
 
 
 def is_glob(path: str, layers: Mapping[str, nn.Module]) -> bool:
@@ -107,7 +134,10 @@ def matching_layers(layers: Mapping[str, nn.Module], pattern: str, owner: str) -
     """
     plain = _without_wrappers(pattern)
     while True:
-        expression = re.compile(_regular_expression(plain))
+        try:
+            expression = re.compile(_regular_expression(plain))
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no glob: {error}") from error
         found = {
             path: layer
             for path, layer in layers.items()
@@ -118,9 +148,9 @@ def matching_layers(layers: Mapping[str, nn.Module], pattern: str, owner: str) -
             break
         plain = plain.removeprefix("module.")
     if not found:
-        raise ValueError(
-            f"no layer of the {owner} matches {pattern!r}; pyguide.list_layers lists its layers, "
-            "'*' stands for one part of a path and '**' for any number"
+        raise NoSuchLayer(
+            f"no layer of the {owner} matches {pattern!r}, where '*' stands for one part of a path "
+            "and '**' for any number"
         )
     return list(first_paths(found))
 

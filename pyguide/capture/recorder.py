@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pyguide.capture.layers import call_model, undisturbed
 from pyguide.capture.outputs import activations, time_first_layers
 from pyguide.capture.paths import split_call, unwrapped
+from pyguide.capture.versions import version_of
 
 __all__ = ["Captured", "Extract", "Recorder", "Source", "observed"]
 
@@ -144,8 +145,8 @@ class Recorder:
                 # Compiled code keeps no version counter that would tell of a later
                 # in-place change, so keep what the layer returned.
                 tensor = tensor.clone()
-            elif not tensor.is_inference():
-                version = tensor._version
+            else:
+                version = version_of(tensor)
         return _Record(source, call, tensor, mask, version, type(output).__name__)
 
     def calls(self) -> list[tuple[str, int]]:

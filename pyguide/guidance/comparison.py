@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pyguide.capture.padding import filled
+from pyguide.capture.padding import filled, valid_positions
 from pyguide.capture.recorder import Captured, Source
 from pyguide.distances import Distance
 from pyguide.guidance import masking
@@ -108,8 +108,8 @@ class Comparison:
         return _distances(
             self.distance,
             [self.indices[p] for p in self._whole],
-            lambda i: filled(xs[i].tensor, masking.valid(xs[i], mask)),
-            lambda j: filled(ys[j].tensor, masking.valid(ys[j], mask)),
+            lambda i: filled(xs[i].tensor, valid_positions(*xs[i], mask)),
+            lambda j: filled(ys[j].tensor, valid_positions(*ys[j], mask)),
         )
 
     def _token_groups(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from pyguide.capture.padding import has_positions, valid_positions
 from pyguide.capture.recorder import Captured
 
 __all__ = [
@@ -14,7 +15,6 @@ __all__ = [
     "gathered",
     "position_groups",
     "same",
-    "valid",
     "valid_in_both",
 ]
 
@@ -28,30 +28,16 @@ def check_mask(mask: Tensor, layers: Iterable[Tensor], *, per_token: bool) -> No
             f"{got}; for Hugging Face's attention_mask pass attention_mask.bool()"
         )
     shapes = [tuple(x.shape) for x in layers]
-    if not any(_has_positions(shape, mask, per_token) for shape in shapes):
+    if not any(has_positions(shape, mask, per_token=per_token) for shape in shapes):
         raise ValueError(
             f"mask is (n, T) = {tuple(mask.shape)}, but no layer is (n, T, ...) with these: their "
             f"shapes are {', '.join(map(str, shapes))}"
         )
 
 
-def _has_positions(shape: tuple[int, ...], mask: Tensor, per_token: bool) -> bool:
-    # The second axis of (n, d) layers is features, unless they are compared per token.
-    return shape[:2] == tuple(mask.shape) and (per_token or len(shape) > 2)
-
-
-def valid(captured: Captured, mask: Tensor | None, *, per_token: bool = False) -> Tensor | None:
-    """The (n, T) mask of one layer: its own, the user's if it fits, or both."""
-    x, own = captured
-    if mask is None or not _has_positions(tuple(x.shape), mask, per_token):
-        return own
-    mask = mask.to(x.device)
-    return mask if own is None else mask & own
-
-
 def valid_in_both(x: Captured, y: Captured, mask: Tensor | None) -> Tensor | None:
     """The (n, T) mask of two layers that are compared per token."""
-    a, b = valid(x, mask, per_token=True), valid(y, mask, per_token=True)
+    a, b = valid_positions(*x, mask, per_token=True), valid_positions(*y, mask, per_token=True)
     return a & b if a is not None and b is not None else (b if a is None else a)
 
 
