@@ -19,7 +19,7 @@ TINY = ["--arms", "none", "--depth", "3", "--epochs", "2", "--workers", "1"]
 def without_times(value):
     """The value without what differs from run to run."""
     if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k != "seconds"}
+        return {k: without_times(v) for k, v in value.items() if k not in ("seconds", "times")}
     return [without_times(v) for v in value] if isinstance(value, list) else value
 
 

@@ -73,6 +73,6 @@ class ImageFolderSetting(Setting[C]):
         return (
             f"{config.epochs} epochs of batch {config.batch_size} on images of "
             f"{config.image_size} x {config.image_size}, Adam, learning rate x 0.1 every 30 "
-            "epochs. Tested on val/; validated on one in 20 images of each class of train/, which are not "
-            "trained on."
+            "epochs. Tested on val/; validated on one in 20 images of each class of train/, which "
+            "are not trained on."
         )

@@ -46,11 +46,12 @@ def table(
 def _result_lines(setting: Setting[Any], arms: Sequence[Arm], results: dict[str, Any]) -> list[str]:
     metric, rates, summary = setting.metric, results["learning_rates"], results["summary"]
     better = "" if metric.higher_is_better else ", lower is better"
+    judged = any(arm.paper is not None or arm.expected is not None for arm in arms)
     titles = [
         "",
         f"{setting.data_name}, test {metric.title}{better}",
         "difference to baseline",
-        "verdict",
+        *(["verdict"] if judged else []),
         "at own epochs",
         "epoch",
         "seeds",
@@ -60,13 +61,13 @@ def _result_lines(setting: Setting[Any], arms: Sequence[Arm], results: dict[str,
     rows = [[*titles, f"paper: {setting.paper_name}"] if papers else titles]
     labels = {arm.name: arm.label for arm in arms}
     for arm in arms:
-        cells = ["–"] * 6
+        cells = ["–"] * (6 if judged else 5)
         own = summary.get(arm.name)
         if own is not None:
             cells = [
                 _score(metric, own["test"]),
                 _difference(metric, own, "difference", labels),
-                own.get("verdict") or "–",
+                *([own.get("verdict") or "–"] if judged else []),
                 _score(metric, own["test_at_own_epochs"]),
                 str(own["epoch"]),
                 str(own["test"]["n"]),
@@ -79,10 +80,13 @@ def _result_lines(setting: Setting[Any], arms: Sequence[Arm], results: dict[str,
         "",
         "Mean ± standard error over seeds. Test scores are those of the epoch with the lowest "
         "validation loss averaged over the seeds; *at own epochs*: of each run's own epoch of "
-        "lowest validation loss. Differences are paired by seed. *Reproduced*: beyond two standard "
-        "errors of the difference in the paper's direction; *not reproduced*: beyond two the other "
-        "way; else *within noise*.",
+        "lowest validation loss. Differences are paired by seed.",
     ]
+    if judged:
+        lines += [
+            "*Reproduced*: beyond two standard errors of the difference in the paper's direction; "
+            "*not reproduced*: beyond two the other way; else *within noise*."
+        ]
     if papers:
         lines += [
             "The paper's column is of its own data, networks and metric: compare the order of "
@@ -166,10 +170,10 @@ def _consistency_lines(arms: Sequence[Arm], results: dict[str, Any]) -> list[str
     if len(rows) == 1:
         return []
     text = (
-        "Cohen's κ of being right on the same test samples: 1 for the same errors, 0 for independent "
-        "ones (Geirhos et al. 2020). Each network is taken at its own epoch of lowest validation "
-        "loss. *Same seed*: a guide and the target that it guided, or two targets of one "
-        "initialisation."
+        "Cohen's κ of being right on the same test samples: 1 for the same errors, 0 for "
+        "independent ones (Geirhos et al. 2020). Each network is taken at its own epoch of lowest "
+        "validation loss. *Same seed*: a guide and the target that it guided, or two targets of "
+        "one initialisation."
     )
     return [*markdown_table(rows), "", text, ""]
 

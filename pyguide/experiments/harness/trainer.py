@@ -132,12 +132,13 @@ class Trainer:
             if epoch < self.epochs:
                 checkpoint.save_if_due(self.state_dict)
         best = self._best()
-        scores: dict[str, Any] = {k: v for k, v in best.items() if k.startswith(("val_", "test_"))}
+        result: dict[str, Any] = {"best_epoch": best["epoch"]}
+        result |= {k: v for k, v in best.items() if k.startswith(("val_", "test_"))}
         if self.best_right is not None:
-            scores["test_right"] = packed(self.best_right)
+            result["test_right"] = packed(self.best_right)
         if self.prepared is not None:
-            scores["initialization"] = self.prepared
-        return {"best_epoch": best["epoch"], **scores, "seconds": self.records[-1]["seconds"]}
+            result["initialization"] = self.prepared
+        return result | {"seconds": self.records[-1]["seconds"]}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the training depends on."""
