@@ -20,7 +20,7 @@ from pyguide.experiments.harness.packages import check_packages
 from pyguide.experiments.harness.processes import worker_count
 from pyguide.experiments.harness.run import Run
 
-__all__ = ["add_experiment_parser", "run_folder", "train"]
+__all__ = ["add_experiment_parser", "configure", "run_folder", "train"]
 
 _METAVARS = {int: "N", float: "X", str: "NAME"}
 
@@ -183,7 +183,7 @@ def train(experiment: Experiment, args: argparse.Namespace) -> int:
     else:
         path = Path(given.pop("out", f"runs/{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"))
         scale = given.pop("scale", next(iter(experiment.scales)))
-        config = _configure(experiment.scales[scale], scale, given)
+        config = configure(experiment.scales[scale], scale, given)
     go_on = f"pyguide train {experiment.name} --resume {path}"
     try:
         folder, results = run_folder(
@@ -237,7 +237,7 @@ def run_folder(
         folder.close()
 
 
-def _configure(setting: Setting[Any], scale: str, given: dict[str, Any]) -> Config:
+def configure(setting: Setting[Any], scale: str, given: dict[str, Any]) -> Config:
     """The shipped configuration with the options of the command line."""
     config = setting.config
     known = {entry.name for entry in fields(config)} | {"sweep_only", "protocol", "quick"}

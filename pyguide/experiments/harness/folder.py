@@ -146,6 +146,7 @@ class RunFolder:
 
     def add_epoch(self, key: str, job: Job, record: dict[str, Any]) -> None:
         """Append the record of a running job to its file."""
+        record = _rounded(record)
         records = [] if record["epoch"] == 1 else self._running[key]
         self._running[key] = [*records, record]
         path = self._job_file(key)
@@ -179,6 +180,13 @@ class RunFolder:
 
     def _job_file(self, key: str) -> Path:
         return self.path / "jobs" / f"{key}.jsonl"
+
+
+def _rounded(value: Any) -> Any:
+    """Floats with six significant digits: records are many, and are drawn and averaged."""
+    if isinstance(value, dict):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 @contextmanager

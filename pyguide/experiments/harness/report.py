@@ -8,7 +8,10 @@ from typing import Any
 from pyguide.experiments.harness.config import Config
 from pyguide.experiments.harness.experiment import Arm, Metric, Setting
 
-__all__ = ["markdown_table", "table"]
+__all__ = ["results_table", "table"]
+
+# Of one experiment: name, setting, arms and results.
+Run = tuple[str, Setting[Any], Sequence[Arm], Mapping[str, Any]]
 
 
 def table(
@@ -41,6 +44,37 @@ def table(
     for key, reason in results["failed"].items():
         lines += [f"**Failed: {key}: {reason}**", ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def results_table(runs: Sequence[Run]) -> list[str]:
+    """Of all experiments, the arms that the paper says something of, a row each."""
+    titles = ["experiment", "arm", "test", "difference to baseline", "verdict"]
+    rows = [[*titles, "gap: difference", "verdict", "seeds", "paper: difference"]]
+    for name, setting, arms, results in runs:
+        by_name = {arm.name: arm for arm in arms}
+        labels = {arm.name: arm.label for arm in arms}
+        for arm in arms:
+            own = results["summary"].get(arm.name)
+            if own is None or not {"verdict", "gap_verdict"} & set(own):
+                continue
+            metric = setting.metric
+            cells = [
+                _score(metric, own["test"]),
+                _difference(metric, own, "difference", labels),
+                own.get("verdict") or "–",
+                _difference(metric, own, "gap_difference", labels),
+                own.get("gap_verdict") or "–",
+                str(own["difference"]["n"]),
+                _paper_difference(arm, by_name.get(own["baseline"])),
+            ]
+            rows.append([name, arm.label, *cells])
+    return markdown_table(rows) if len(rows) > 1 else []
+
+
+def _paper_difference(arm: Arm, baseline: Arm | None) -> str:
+    if arm.paper is not None and baseline is not None and baseline.paper is not None:
+        return f"{arm.paper[0] - baseline.paper[0]:+.2f}"
+    return arm.expected or "–"
 
 
 def _result_lines(setting: Setting[Any], arms: Sequence[Arm], results: dict[str, Any]) -> list[str]:
