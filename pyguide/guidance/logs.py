@@ -95,7 +95,8 @@ class StepLogs(ABC):
 
         Keys are ``guidance/loss`` (the weighted term), ``guidance/weight``,
         ``guidance/step`` and ``guidance/<distance>/<target path>~<guide path>``, which ends
-        in ``#2`` for the second pair of the same two layers; after
+        in ``#2`` for the second pair of the same two layers; ``<distance>`` is its
+        :attr:`~pyguide.distances.Distance.name`, such as "rsa(euclidean)". After
         :meth:`total_loss` also ``guidance/task_loss`` and, where it was asked for them,
         ``guidance/grad_norm`` and ``guidance/task_grad_norm``. Weight and step are numbers,
         the rest are detached scalars on their device.
