@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from pyguide import reference
-from pyguide.distances import Distance, LinearCKA, get_distance
+from pyguide.distances import (
+    RBFCKA,
+    RSA,
+    Bures,
+    Distance,
+    LinearCKA,
+    Procrustes,
+    Ridge,
+    get_distance,
+)
 
 
 def _layers(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
@@ -95,6 +104,49 @@ def test_names():
         get_distance("ckaa")
     with pytest.raises(TypeError, match=r"pyguide\.distances, got function"):
         get_distance(lambda xs, ys: xs)
+
+
+@pytest.mark.parametrize(
+    ("distance", "name"),
+    [
+        (RSA(), "rsa"),
+        (RSA("euclidean"), "rsa(euclidean)"),
+        (RSA(diagonal=True), "rsa(diagonal)"),
+        (RSA("euclidean", diagonal=True), "rsa(euclidean,diagonal)"),
+        (RBFCKA(multiple=1), "rbf_cka"),
+        (RBFCKA(multiple=0.5), "rbf_cka(multiple=0.5)"),
+        (RBFCKA(bandwidth=20, debiased=True), "debiased_rbf_cka(bandwidth=20)"),
+        (Ridge(10), "ridge"),
+        (Ridge(100.0), "ridge(penalty=100)"),
+        (Ridge(projection=None, seed=3), "ridge(projection=None,seed=3)"),
+        (Ridge(1e-6), "ridge(penalty=1e-06)"),
+        (Procrustes(), "procrustes"),
+        (Procrustes(normalized=False), "procrustes(unnormalized)"),
+        (Bures(), "bures"),
+        # How GPUs multiply is no other distance.
+        (LinearCKA(precision="high"), "cka"),
+    ],
+    ids=repr,
+)
+def test_variants_have_names_that_tell_them_apart(distance, name):
+    assert distance.name == name
+    assert eval(repr(distance)).name == name
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Ridge("10"), TypeError, "penalty must be a number, got '10'"),
+        (lambda: Ridge(projection="0.1"), TypeError, "projection must be a number"),
+        (lambda: Ridge(seed=-1), ValueError, "seed must be in"),
+        (lambda: RBFCKA(multiple="wide"), TypeError, "multiple must be a number, got 'wide'"),
+        (lambda: RBFCKA(bandwidth=[1.0]), TypeError, "bandwidth must be a number"),
+        (lambda: get_distance(RSA), TypeError, r"got the class: call RSA\(\)"),
+    ],
+)
+def test_options_that_are_none_raise_with_their_name(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
 
 
 def test_a_distance_without_flags_needs_only_a_call():

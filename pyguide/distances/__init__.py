@@ -7,6 +7,7 @@ from functools import partial
 
 from pyguide.distances.base import Distance
 from pyguide.distances.bures import Bures
+from pyguide.distances.costs import PairCost
 from pyguide.distances.linear_cka import LinearCKA
 from pyguide.distances.procrustes import Procrustes
 from pyguide.distances.rbf_cka import RBFCKA
@@ -19,6 +20,7 @@ __all__ = [
     "Bures",
     "Distance",
     "LinearCKA",
+    "PairCost",
     "Procrustes",
     "Ridge",
     "get_distance",
@@ -55,9 +57,11 @@ def get_distance(distance: str | Distance) -> Distance:
     if isinstance(distance, Distance):
         return distance
     if not isinstance(distance, str):
+        is_class = isinstance(distance, type) and issubclass(distance, Distance)
+        given = f"the class: call {distance.__name__}()" if is_class else type(distance).__name__
         raise TypeError(
             f"distance must be a name ({', '.join(map(repr, _BY_NAME))}) or an object from "
-            f"pyguide.distances, got {type(distance).__name__}"
+            f"pyguide.distances, got {given}"
         )
     if distance not in _BY_NAME:
         raise ValueError(

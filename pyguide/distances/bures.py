@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from pyguide.distances.base import FlaggedDistance
-from pyguide.distances.procrustes import normalized_procrustes
-from pyguide.ops.paired_layers import paired_layers
+from pyguide.distances.base import PairedDistance
+from pyguide.distances.costs import PairCost, PlannedLayers
+from pyguide.distances.procrustes import normalized_procrustes, procrustes_costs
+from pyguide.ops.paired_layers import PairedLayers
 
 __all__ = ["Bures"]
 
 
-class Bures(FlaggedDistance):
+class Bures(PairedDistance):
     """The angle between layers under the best orthogonal map, in radians.
 
     The arc cosine of the normalized Bures similarity (Harvey, Lipshutz & Williams 2023),
@@ -52,17 +51,12 @@ class Bures(FlaggedDistance):
     def __repr__(self) -> str:
         return "Bures()"
 
-    def values_and_flags(
-        self,
-        xs: Sequence[Tensor],
-        ys: Sequence[Tensor],
-        *,
-        pairs: Sequence[tuple[int, int]] | None = None,
-        per_token: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        found = paired_layers(xs, ys, pairs, per_token=per_token, min_samples=self.min_samples)
-        squared_chords, flags = normalized_procrustes(found)
-        return found.results(_angles(squared_chords), flags)
+    def _compare(self, pairs: PairedLayers) -> tuple[Tensor, Tensor]:
+        squared_chords, flags = normalized_procrustes(pairs)
+        return _angles(squared_chords), flags
+
+    def _costs(self, planned: PlannedLayers) -> list[PairCost]:
+        return procrustes_costs(planned, normalized=True)
 
 
 def _angles(squared_chords: Tensor) -> Tensor:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from pyguide.distances.base import FlaggedDistance
-from pyguide.ops import cka_pairs_and_flags
+from pyguide.distances.costs import PairCost, PlannedLayers
+from pyguide.ops import cka_pairs_and_flags, feature_space, sample_space
+from pyguide.ops.contract import result_dtype
 from pyguide.ops.inputs import check_precision
+from pyguide.ops.routes import Part, multiply_adds, split_by_route
 
 __all__ = ["LinearCKA"]
 
@@ -31,6 +34,11 @@ class LinearCKA(FlaggedDistance):
         Use the debiased estimator, which needs n >= 4 and lies in [-1, 1].
     precision : {"highest", "high", "medium"}, optional
         How GPUs multiply float32 features, see :func:`pyguide.cka_pairs`.
+
+    Raises
+    ------
+    ValueError
+        For another `precision`; in a call with fewer than 2 samples (debiased 4).
 
     Notes
     -----
@@ -91,3 +99,34 @@ class LinearCKA(FlaggedDistance):
                 stacklevel=3,
             )
         return 1 - cka, degenerate
+
+    def _costs(self, planned: PlannedLayers) -> list[PairCost]:
+        costs: dict[int, PairCost] = {}
+        if planned.pairs:
+            for part in split_by_route(planned.layers, planned.pairs, "auto", self.debiased):
+                layers = [planned.layers[i] for i in part.layers]
+                of_part = _part_costs(part, layers, self.debiased, planned.tokens)
+                costs |= zip(part.positions, of_part, strict=True)
+        return [costs[p] for p in range(len(planned.pairs))]
+
+
+def _part_costs(
+    part: Part, layers: list[Tensor], debiased: bool, tokens: int
+) -> Iterator[PairCost]:
+    """What each pair adds to the cost of those before it."""
+    route = feature_space if part.in_feature_space else sample_space
+    dtype = result_dtype(layers)
+    before = (0, 0, 0)
+    for count in range(1, len(part.pairs) + 1):
+        used = list(dict.fromkeys(i for pair in part.pairs[:count] for i in pair))
+        some = [layers[i] for i in used]
+        pairs = [(used.index(i), used.index(j)) for i, j in part.pairs[:count]]
+        left, right = (list(side) for side in zip(*pairs, strict=True))
+        # In the type of all layers' results, whatever the first ones' would be; on the CPU, where
+        # memory that is not written costs nothing, since a plan needs no device's backend.
+        shapes = [torch.empty_like(x, dtype=dtype, device="cpu") for x in some]
+        saved = sum(x.nbytes for x in route.fake_saved(shapes, left, right, False))
+        after = (*multiply_adds(some, pairs, debiased, part.in_feature_space), saved)
+        new = (tokens * (a - b) for a, b in zip(after, before, strict=True))
+        yield PairCost("feature" if part.in_feature_space else "sample", *new)
+        before = after

@@ -7,11 +7,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyguide.distances.base import FlaggedDistance
-from pyguide.ops.paired_layers import PairedLayers, paired_layers
+from pyguide.distances.base import PairedDistance, variant
+from pyguide.distances.costs import (
+    IN_DOUBLE,
+    PairCost,
+    PlannedLayers,
+    Work,
+    eigh_work,
+    features,
+    pair_costs,
+    svd_work,
+)
+from pyguide.ops.paired_layers import PairedLayers
 from pyguide.ops.procrustes import factors, squared_distance
+from pyguide.ops.routes import multiply_adds
 
-__all__ = ["Procrustes", "normalized_procrustes"]
+__all__ = ["Procrustes", "normalized_procrustes", "procrustes_costs"]
 
 
 def normalized_procrustes(pairs: PairedLayers) -> tuple[Tensor, Tensor]:
@@ -39,10 +50,55 @@ def _squared_distances(pairs: PairedLayers, found: Sequence[Tensor]) -> Tensor:
     return pairs.stack([squared_distance(found[i], found[j]) for i, j in of_pairs], torch.float64)
 
 
-class Procrustes(FlaggedDistance):
+def procrustes_costs(planned: PlannedLayers, normalized: bool) -> list[PairCost]:
+    """Of each layer a factor, of each pair a singular value decomposition, all in float64."""
+    return pair_costs(
+        planned,
+        lambda x: _factor_work(x, normalized, planned.differentiable),
+        _pair_work,
+        route=lambda x, y: "sample" if _is_wide(x) or _is_wide(y) else "feature",
+    )
+
+
+def _is_wide(x: Tensor) -> bool:
+    """Whether the layer's factor is that of its Gram matrix, not the layer."""
+    return features(x) > x.size(0)
+
+
+def _rank(x: Tensor) -> int:
+    """Columns of a layer's factor."""
+    return min(features(x), x.size(0))
+
+
+def _factor_work(x: Tensor, normalized: bool, differentiable: bool) -> Work:
+    n, rank = x.size(0), _rank(x)
+    forward = backward = 0
+    matrices = int(differentiable)  # of n x rank: the factor that pairs compare
+    if normalized and x.requires_grad:
+        matrices += 1  # and the factor as it was before it was scaled
+    if _is_wide(x):
+        forward, backward = multiply_adds([x.double()], [], False, False)
+        forward += eigh_work(n)
+        if x.requires_grad:
+            backward += IN_DOUBLE * 3 * n**3  # three products take a root's gradient to its square
+            matrices += 3  # the Gram matrix, its root and the root's inverse
+    return Work(forward, backward, matrices * n * rank * 8)
+
+
+def _pair_work(x: Tensor, y: Tensor) -> Work:
+    """``F^T G``, its decomposition, the best map Q and the residual; products with Q backward."""
+    rank, other = _rank(x), _rank(y)
+    product, rotation = x.size(0) * rank * other, rank * other * min(rank, other)
+    wanted = int(x.requires_grad or y.requires_grad)  # the gradient takes a Q of its own
+    forward = IN_DOUBLE * (2 * product + (1 + wanted) * rotation) + svd_work(rank, other)
+    return Work(forward, IN_DOUBLE * 2 * product * wanted, rank * other * 8 * wanted)
+
+
+class Procrustes(PairedDistance):
     """The squared orthogonal Procrustes distance of layers scaled to unit norm.
 
-    With X and Y centred over the samples and ``||.||_*`` the nuclear norm::
+    With X and Y centred over the samples, ``||.||`` the Frobenius and ``||.||_*`` the nuclear
+    norm::
 
         d = min_Q || X/||X|| - Y/||Y|| Q ||^2 = 2 (1 - ||X^T Y||_* / (||X|| ||Y||))
 
@@ -81,23 +137,17 @@ class Procrustes(FlaggedDistance):
     tensor([16.])
     """
 
-    name = "procrustes"
-
     def __init__(self, *, normalized: bool = True) -> None:
         self.normalized = normalized
+        self.name = variant("procrustes", *[] if normalized else ["unnormalized"])
 
     def __repr__(self) -> str:
         return f"Procrustes(normalized={self.normalized})"
 
-    def values_and_flags(
-        self,
-        xs: Sequence[Tensor],
-        ys: Sequence[Tensor],
-        *,
-        pairs: Sequence[tuple[int, int]] | None = None,
-        per_token: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        found = paired_layers(xs, ys, pairs, per_token=per_token, min_samples=self.min_samples)
+    def _compare(self, pairs: PairedLayers) -> tuple[Tensor, Tensor | None]:
         if self.normalized:
-            return found.results(*normalized_procrustes(found))
-        return found.results(_squared_distances(found, factors(found.layers)), None)
+            return normalized_procrustes(pairs)
+        return _squared_distances(pairs, factors(pairs.layers)), None
+
+    def _costs(self, planned: PlannedLayers) -> list[PairCost]:
+        return procrustes_costs(planned, self.normalized)

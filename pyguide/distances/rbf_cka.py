@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
-from torch import Tensor
-
-from pyguide.distances.base import FlaggedDistance
-from pyguide.ops.inputs import check_precision
-from pyguide.ops.pairwise import Options, pairwise_alignment
+from pyguide.distances.alignment import DissimilarityAlignment
+from pyguide.distances.base import variant
+from pyguide.ops.inputs import positive_number
+from pyguide.ops.pairwise import Options
 
 __all__ = ["RBFCKA"]
 
 
-class RBFCKA(FlaggedDistance):
+class RBFCKA(DissimilarityAlignment):
     """CKA with a Gaussian (RBF) kernel as a distance, ``1 - CKA`` (Kornblith et al. 2019).
 
     ``CKA = <K°, L°> / (||K°|| ||L°||)`` with ``K_ij = exp(-||x_i - x_j||^2 / (2 sigma^2))``, L
     likewise; ``°`` is H-centring or, for the debiased estimator (Song et al. 2012), U-centring.
     By the median rule ``sigma^2`` is `multiple`^2 times the median of a layer's squared
-    distances, as in the paper's code: of all n^2 of them, those of a sample to itself included.
+    distances, as in that paper's code: of all n^2 of them, those of a sample to itself included.
     The kernel then looks at neighbourhoods, small ones for a small `multiple`; as it grows, the
     value goes to that of linear CKA.
 
@@ -41,7 +37,10 @@ class RBFCKA(FlaggedDistance):
     Raises
     ------
     ValueError
-        If `multiple` or `bandwidth` is not positive and finite, or both are given.
+        If `multiple` or `bandwidth` is not positive and finite, or both are given; for another
+        `precision`; in a call with fewer than 2 samples (debiased 4).
+    TypeError
+        If `multiple` or `bandwidth` is no number.
 
     Notes
     -----
@@ -73,17 +72,17 @@ class RBFCKA(FlaggedDistance):
         debiased: bool = False,
         precision: str | None = None,
     ) -> None:
-        check_precision(precision)
+        super().__init__(precision)
         if bandwidth is not None and multiple != 1.0:
             raise ValueError("give multiple (of the median rule) or bandwidth, not both")
-        for name, value in (("multiple", multiple), ("bandwidth", bandwidth)):
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be positive and finite, got {value!r}")
-        self.multiple = float(multiple)
-        self.bandwidth = None if bandwidth is None else float(bandwidth)
+        self.multiple = positive_number("multiple", multiple)
+        self.bandwidth = None if bandwidth is None else positive_number("bandwidth", bandwidth)
         self.debiased = debiased
-        self.precision = precision
-        self.name = "debiased_rbf_cka" if debiased else "rbf_cka"
+        self.name = variant(
+            "debiased_rbf_cka" if debiased else "rbf_cka",
+            multiple=(self.multiple, 1.0),
+            bandwidth=(self.bandwidth, None),
+        )
         self.min_samples = 4 if debiased else 2
 
     def __repr__(self) -> str:
@@ -91,24 +90,6 @@ class RBFCKA(FlaggedDistance):
         precision = f", precision={self.precision!r}" if self.precision else ""
         return f"RBFCKA({sigma}, debiased={self.debiased}{precision})"
 
-    def values_and_flags(
-        self,
-        xs: Sequence[Tensor],
-        ys: Sequence[Tensor],
-        *,
-        pairs: Sequence[tuple[int, int]] | None = None,
-        per_token: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        options = Options(
-            "rbf", (self.multiple, self.bandwidth or 0.0), "u" if self.debiased else "h"
-        )
-        cka, degenerate = pairwise_alignment(
-            xs,
-            ys,
-            options,
-            pairs=pairs,
-            min_samples=self.min_samples,
-            per_token=per_token,
-            precision=self.precision,
-        )
-        return 1 - cka, degenerate
+    @property
+    def _options(self) -> Options:
+        return Options("rbf", (self.multiple, self.bandwidth or 0.0), "u" if self.debiased else "h")

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import Tensor
-
-from pyguide.distances.base import FlaggedDistance
-from pyguide.ops.inputs import check_precision
-from pyguide.ops.pairwise import Options, pairwise_alignment
+from pyguide.distances.alignment import DissimilarityAlignment
+from pyguide.distances.base import variant
+from pyguide.ops.pairwise import Options
 
 __all__ = ["RSA"]
 
 _RDMS = ("cosine", "euclidean")
 
 
-class RSA(FlaggedDistance):
+class RSA(DissimilarityAlignment):
     """1 - Pearson correlation of dissimilarity matrices (Kriegeskorte, Mur & Bandettini 2008).
 
     A layer's representational dissimilarity matrix (RDM) has, for every two samples,
@@ -41,7 +37,8 @@ class RSA(FlaggedDistance):
     Raises
     ------
     ValueError
-        For another `rdm`, or in a call with fewer than 3 samples (2 with the diagonal).
+        For another `rdm` or `precision`; in a call with fewer than 3 samples (2 with the
+        diagonal).
 
     Notes
     -----
@@ -69,34 +66,19 @@ class RSA(FlaggedDistance):
     def __init__(
         self, rdm: str = "cosine", *, diagonal: bool = False, precision: str | None = None
     ) -> None:
-        check_precision(precision)
+        super().__init__(precision)
         if rdm not in _RDMS:
             raise ValueError(f"rdm must be one of {_RDMS}, got {rdm!r}")
         self.rdm = rdm
         self.diagonal = diagonal
-        self.precision = precision
-        self.name = "rsa"
+        words = [rdm] * (rdm != "cosine") + ["diagonal"] * bool(diagonal)
+        self.name = variant("rsa", *words)
         self.min_samples = 2 if diagonal else 3
 
     def __repr__(self) -> str:
         precision = f", precision={self.precision!r}" if self.precision else ""
         return f"RSA({self.rdm!r}, diagonal={self.diagonal}{precision})"
 
-    def values_and_flags(
-        self,
-        xs: Sequence[Tensor],
-        ys: Sequence[Tensor],
-        *,
-        pairs: Sequence[tuple[int, int]] | None = None,
-        per_token: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        correlation, degenerate = pairwise_alignment(
-            xs,
-            ys,
-            Options(self.rdm, (), "entries" if self.diagonal else "off_diagonal"),
-            pairs=pairs,
-            min_samples=self.min_samples,
-            per_token=per_token,
-            precision=self.precision,
-        )
-        return 1 - correlation, degenerate
+    @property
+    def _options(self) -> Options:
+        return Options(self.rdm, (), "entries" if self.diagonal else "off_diagonal")

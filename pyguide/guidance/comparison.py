@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from pyguide.distances import Distance
 from pyguide.guidance import masking
 from pyguide.guidance.pairing import Layers, Pair
 
-__all__ = ["Comparison"]
+__all__ = ["Comparison", "used_layers"]
 
 Captures = Sequence[Captured]
 # Values and, unless the distance has none, degenerate flags: one a pair.
@@ -164,6 +165,18 @@ class Comparison:
         return values, torch.cat(known, dim=1).all(dim=1) if known else None
 
 
+class _Used(NamedTuple):
+    left: list[int]
+    right: list[int]
+    pairs: list[tuple[int, int]]  # positions in left and right
+
+
+def used_layers(pairs: Sequence[tuple[int, int]]) -> _Used:
+    """The distinct layers of some pairs, which one call of a distance gets."""
+    left, right = (list(dict.fromkeys(side)) for side in zip(*pairs, strict=True))
+    return _Used(left, right, [(left.index(i), right.index(j)) for i, j in pairs])
+
+
 def _gathered(captures: Captures, positions: Tensor, samples: Tensor | None, index: int) -> Tensor:
     return masking.gathered(captures[index].tensor, positions, samples)
 
@@ -176,12 +189,9 @@ def _distances(
     **options: bool,
 ) -> Distances:
     """One call of the distance with the layers `x(i)`, `y(j)` of these pairs only."""
-    left, right = (list(dict.fromkeys(side)) for side in zip(*pairs, strict=True))
+    used = used_layers(pairs)
     return distance.values_and_flags(
-        [x(i) for i in left],
-        [y(j) for j in right],
-        pairs=[(left.index(i), right.index(j)) for i, j in pairs],
-        **options,
+        [x(i) for i in used.left], [y(j) for j in used.right], pairs=used.pairs, **options
     )
 
 

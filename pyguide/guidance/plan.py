@@ -6,14 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pyguide.distances import LinearCKA
-from pyguide.guidance.comparison import Comparison
-from pyguide.ops import feature_space, sample_space
-from pyguide.ops.contract import result_dtype
-from pyguide.ops.routes import Part, multiply_adds, split_by_route
+from pyguide.distances import PairCost
+from pyguide.guidance.comparison import Comparison, used_layers
 
 __all__ = ["Plan", "PlanRow", "make_plan"]
 
@@ -30,14 +26,15 @@ class PlanRow:
     target_dtype: str
     guide_dtype: str
     #: "sample" (n x n Gram matrices) or "feature" (d x d products); None, like the
-    #: costs, for a distance other than linear CKA.
+    #: costs, for a distance that does not know them (:meth:`pyguide.distances.Distance.costs`).
     route: str | None
-    #: Multiply-adds, one in float64 counted twice.
+    #: Multiply-adds, one in float64 counted twice: of products and decompositions and, for RBF
+    #: CKA and RSA, one for each operation on each entry of an n x n matrix.
     forward: int | None
     backward: int | None
-    #: Bytes of Gram matrices or products that are kept for backward.
+    #: Bytes of Gram matrices, their factors or products that are kept for backward.
     gram_bytes: int | None
-    #: Bytes of the activations that are kept for backward.
+    #: Bytes of the activations that are compared, and may be kept for backward.
     activation_bytes: int
 
 
@@ -99,7 +96,7 @@ def make_plan(comparison: Comparison, xs: Sequence[Tensor], ys: Sequence[Tensor]
         layers = {("target", i): x, ("guide", j): y}
         kept = sum(layer.nbytes for key, layer in layers.items() if key not in seen)
         seen |= layers.keys()
-        route, forward, backward, gram_bytes = costs.get(p, (None, None, None, None))
+        cost = costs.get(p)
         rows.append(
             PlanRow(
                 target=pair.target,
@@ -109,65 +106,33 @@ def make_plan(comparison: Comparison, xs: Sequence[Tensor], ys: Sequence[Tensor]
                 guide_shape=tuple(y.shape),
                 target_dtype=str(x.dtype).removeprefix("torch."),
                 guide_dtype=str(y.dtype).removeprefix("torch."),
-                route=route,
-                forward=forward,
-                backward=backward,
-                gram_bytes=gram_bytes,
+                route=None if cost is None else cost.route,
+                forward=None if cost is None else cost.forward,
+                backward=None if cost is None else cost.backward,
+                gram_bytes=None if cost is None else cost.gram_bytes,
                 activation_bytes=kept,
             )
         )
     return Plan(comparison.distance.name, tuple(rows))
 
 
-Cost = tuple[str, int, int, int]  # route, multiply-adds of forward and backward, bytes
-
-
 def _costs_of(
     comparison: Comparison, xs: Sequence[Tensor], ys: Sequence[Tensor]
-) -> Iterator[tuple[int, Cost]]:
-    """Position and cost of every pair of a linear CKA, call by call."""
-    if not isinstance(comparison.distance, LinearCKA):
-        return
+) -> Iterator[tuple[int, PairCost]]:
+    """Position and cost of every pair whose distance knows it, call by call."""
     calls: dict[int | None, list[int]] = {}
     for p, (pair, (i, _)) in enumerate(zip(comparison.pairs, comparison.indices, strict=True)):
         calls.setdefault(xs[i].size(1) if pair.per_token else None, []).append(p)
     for tokens, pairs in calls.items():
-        used = [comparison.indices[p] for p in pairs]
-        left, right = (list(dict.fromkeys(side)) for side in zip(*used, strict=True))
-        layers = [xs[i].detach().requires_grad_() for i in left] + [ys[j] for j in right]
-        indices = [(left.index(i), len(left) + right.index(j)) for i, j in used]
-        debiased = comparison.distance.debiased
-        for part in split_by_route(layers, indices, "auto", debiased, tokens or 1):
-            costs = _part_costs(part, [layers[i] for i in part.layers], debiased, tokens)
-            yield from zip((pairs[k] for k in part.positions), costs, strict=True)
-
-
-def _part_costs(
-    part: Part, layers: list[Tensor], debiased: bool, tokens: int | None
-) -> Iterator[Cost]:
-    """What each pair adds to the cost of those before it."""
-    per_token = tokens is not None
-    route = feature_space if part.in_feature_space else sample_space
-    dtype = result_dtype(layers)
-    before = (0, 0, 0)
-    for count in range(1, len(part.pairs) + 1):
-        used = list(dict.fromkeys(i for pair in part.pairs[:count] for i in pair))
-        some = [layers[i] for i in used]
-        pairs = [(used.index(i), used.index(j)) for i, j in part.pairs[:count]]
-        forward, backward = multiply_adds(some, pairs, debiased, part.in_feature_space, tokens or 1)
-        left, right = (list(side) for side in zip(*pairs, strict=True))
-        # In the type of all layers' results, whatever the first ones' would be; on the CPU, where
-        # memory that is not written costs nothing, since a plan needs no device's backend.
-        shapes = [torch.empty_like(x, dtype=dtype, device="cpu") for x in some]
-        saved = route.fake_saved(shapes, left, right, per_token)
-        after = (
-            forward * (tokens or 1),
-            backward * (tokens or 1),
-            sum(tensor.nbytes for tensor in saved),
+        used = used_layers([comparison.indices[p] for p in pairs])
+        costs = comparison.distance.costs(
+            [xs[i].detach().requires_grad_() for i in used.left],
+            [ys[j].detach() for j in used.right],
+            pairs=used.pairs,
+            per_token=tokens is not None,
         )
-        new = tuple(a - b for a, b in zip(after, before, strict=True))
-        yield ("feature" if part.in_feature_space else "sample", new[0], new[1], new[2])
-        before = after
+        if costs is not None:
+            yield from zip(pairs, costs, strict=True)
 
 
 def _cells(row: PlanRow) -> list[str]:

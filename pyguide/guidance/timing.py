@@ -7,44 +7,45 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["StepClock"]
+__all__ = ["StepClock", "device_of"]
 
 _Mark = float | torch.cuda.Event
 
 
 class StepClock:
-    """Times parts of training steps without waiting for the device.
+    """Times parts of a model's training steps without waiting for its device.
 
     On CUDA a mark is an event in the current stream, which :meth:`seconds` waits for;
     elsewhere it is a monotonic clock's reading.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self._start: _Mark | None = None
         self._step: tuple[_Mark, _Mark] | None = None
         # Name -> [start, end] of each of its spans, in this step and in the last.
         self._spans: dict[str, list[list[_Mark]]] = {}
         self._last: dict[str, list[list[_Mark]]] = {}
 
-    def start_step(self, device: torch.device | None) -> None:
+    def start_step(self) -> None:
         """The first call after :meth:`end_step` starts the step."""
         if self._start is None:
-            self._start = _mark(device)
+            self._start = self._now()
 
-    def end_step(self, device: torch.device | None) -> None:
+    def end_step(self) -> None:
         if self._start is not None:
-            self._step = self._start, _mark(device)
+            self._step = self._start, self._now()
             self._last = self._spans
         self._start, self._spans = None, {}
 
     @contextmanager
-    def span(self, name: str, device: torch.device | None) -> Iterator[None]:
-        span = [_mark(device)]
+    def span(self, name: str) -> Iterator[None]:
+        span = [self._now()]
         self._spans.setdefault(name, []).append(span)
         yield
-        span.append(_mark(device))
+        span.append(self._now())
 
     def time_backward(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """`inputs` for a function whose backward ends when it reaches them."""
@@ -57,6 +58,9 @@ class StepClock:
         """The backward of :meth:`time_backward`'s function starts at its `output`."""
         if output.requires_grad:
             output.register_hook(self._start_backward)
+
+    def _now(self) -> _Mark:
+        return _mark(device_of(self._model))
 
     def _start_backward(self, grad: Tensor) -> None:
         self._spans.setdefault("backward", []).append([_mark(grad.device)])
@@ -75,6 +79,11 @@ class StepClock:
             for name, spans in self._last.items()
         }
         return parts | {"step": _seconds(*self._step)}
+
+
+def device_of(model: nn.Module) -> torch.device | None:
+    """Where the parameters of a model are; None without any."""
+    return next((p.device for p in model.parameters()), None)
 
 
 def _mark(device: torch.device | None) -> _Mark:

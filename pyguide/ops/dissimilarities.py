@@ -37,6 +37,9 @@ def squared_distances(grams: Tensor) -> Tensor:
 class Dissimilarity(Protocol):
     """S as a function of D and of what :meth:`state` keeps of each matrix."""
 
+    #: Arithmetic for an entry of S and of W, D being there.
+    operations: tuple[int, int]
+
     def state_size(self, n: int) -> int:
         """Numbers a matrix in the state."""
 
@@ -58,6 +61,8 @@ class _RBF:
 
     def __init__(self, multiple: float, bandwidth: float) -> None:
         self._multiple, self._bandwidth = multiple, bandwidth
+        median = 0 if bandwidth else 1  # it looks at every entry
+        self.operations = 2 + median, 4
 
     def state_size(self, n: int) -> int:
         return 1
@@ -81,6 +86,8 @@ class _RBF:
 class _Euclidean:
     """``sqrt(D)``, with derivative 0 at 0."""
 
+    operations = 1, 3
+
     def state_size(self, n: int) -> int:
         return 0
 
@@ -101,6 +108,9 @@ class _Cosine:
     This form loses no digits where the samples are far from zero, as ``K_ij / (rho_i rho_j)``
     does. A sample that is zero has similarity 0 to every other.
     """
+
+    # S and the norm of what is subtracted in it; S again, W and m.
+    operations = 4 + 6, 4 + 6
 
     def state_size(self, n: int) -> int:
         return n

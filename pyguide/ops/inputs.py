@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ __all__ = [
     "check_precision",
     "check_tokens",
     "integer_pairs",
+    "positive_number",
+    "real_number",
 ]
 
 
@@ -153,3 +157,18 @@ def check_precision(precision: str | None) -> None:
     """Raise unless precision is one of torch's float32 matmul precisions, or None."""
     if precision is not None and precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {PRECISIONS} or None, got {precision!r}")
+
+
+def real_number(name: str, value: object) -> float:
+    """The value as a float; TypeError if it is no number."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def positive_number(name: str, value: object) -> float:
+    """The value as a float; ValueError unless it is positive and finite."""
+    number = real_number(name, value)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{name} must be positive and finite, got {value!r}")
+    return number

@@ -26,7 +26,7 @@ from pyguide.ops.inputs import check_layers, check_pairs, check_precision, check
 from pyguide.ops.library import register
 from pyguide.ops.precision import precision_code
 
-__all__ = ["Options", "pairwise_alignment"]
+__all__ = ["Options", "fake_saved", "pairwise_alignment"]
 
 # Entries of matrices that are float64 at a time: 8 MiB, so that they stay in a CPU's cache.
 _ENTRIES_AT_ONCE = 1 << 20
@@ -84,24 +84,27 @@ def _fake_forward(
     precision: int,
     differentiable: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    n, tokens = layers[0].size(0), token_count(layers, per_token)
-    x, matrices = layers[0], len(layers) * tokens
-    values = x.new_empty(len(left) * tokens, dtype=torch.float64)
-    degenerate = x.new_empty(len(left) * tokens, dtype=torch.bool)
-    if not differentiable:
-        return values, degenerate, []
+    results = len(left) * token_count(layers, per_token)
+    values = layers[0].new_empty(results, dtype=torch.float64)
+    degenerate = layers[0].new_empty(results, dtype=torch.bool)
+    saved = fake_saved(layers, function, parameters, per_token) if differentiable else []
+    return values, degenerate, saved
+
+
+def fake_saved(
+    layers: list[Tensor], function: str, parameters: Sequence[float], per_token: bool
+) -> list[Tensor]:
+    """Shapes of what a differentiable :func:`_forward` saves."""
+    x, n = layers[0], layers[0].size(0)
+    matrices = len(layers) * token_count(layers, per_token)
     stats_shape = backend_of(x.device).stats_shape(matrices, n)
     size = dissimilarity(function, parameters).state_size(n)
-    return (
-        values,
-        degenerate,
-        [
-            x.new_empty((matrices, n, n), dtype=result_dtype(layers)),
-            x.new_empty((matrices, n, n), dtype=result_dtype(layers)),
-            x.new_empty(stats_shape, dtype=torch.float64),
-            x.new_empty((matrices, size), dtype=torch.float64),
-        ],
-    )
+    return [
+        x.new_empty((matrices, n, n), dtype=result_dtype(layers)),
+        x.new_empty((matrices, n, n), dtype=result_dtype(layers)),
+        x.new_empty(stats_shape, dtype=torch.float64),
+        x.new_empty((matrices, size), dtype=torch.float64),
+    ]
 
 
 def _backward(
@@ -155,10 +158,7 @@ def _fake_backward(
     left: list[int],
     right: list[int],
     wanted: list[int],
-    function: str,
-    parameters: list[float],
-    per_token: bool,
-    precision: int,
+    *_: Any,
 ) -> list[Tensor]:
     return [torch.empty_like(layers[w]) for w in wanted]
 

@@ -14,7 +14,7 @@ from pyguide.ops.dispatch import has_native_backend
 from pyguide.ops.first_derivative import first_derivative_only
 from pyguide.ops.library import register
 
-__all__ = ["johnson_lindenstrauss_dimension", "random_projection"]
+__all__ = ["johnson_lindenstrauss_dimension", "random_projection", "terms_of_column"]
 
 
 def johnson_lindenstrauss_dimension(samples: int, distortion: float) -> int:
@@ -23,6 +23,11 @@ def johnson_lindenstrauss_dimension(samples: int, distortion: float) -> int:
     ``k = ceil(4 ln n / (eps^2 / 2 - eps^3 / 3))``; Dasgupta & Gupta 2003, theorem 2.1.
     """
     return math.ceil(4 * math.log(samples) / (distortion**2 / 2 - distortion**3 / 3))
+
+
+def terms_of_column(width: int) -> int:
+    """How many of so many features each projected one sums."""
+    return round(math.sqrt(width))
 
 
 class _Entries(NamedTuple):
@@ -39,7 +44,7 @@ class _Entries(NamedTuple):
 @torch.inference_mode(False)  # entries of a forward pass serve a later backward pass
 def _entries(width: int, features: int, seed: int, device: torch.device) -> _Entries:
     generator = torch.Generator().manual_seed(seed)
-    terms = round(math.sqrt(width))
+    terms = terms_of_column(width)
     rows = torch.randint(width, (features, terms), generator=generator)
     signs = 2.0 * torch.randint(2, (features, terms), generator=generator, dtype=torch.float64) - 1
     weights = signs * math.sqrt(width / (terms * features))

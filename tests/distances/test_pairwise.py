@@ -142,7 +142,7 @@ def test_equal_dissimilarities_but_for_rounding(distance):
     for dtype in (torch.float32, torch.float64):
         layer, y = x.to(dtype).requires_grad_(), torch.randn(16, 5, dtype=dtype)
         values, flags = distance.values_and_flags([layer], [y])
-        biased = distance.name == "rbf_cka" or getattr(distance, "diagonal", False)
+        biased = not getattr(distance, "debiased", True) or getattr(distance, "diagonal", False)
         assert flags.tolist() == [not biased]  # the diagonal is not equal to the rest
         if not biased:
             assert values.item() == 1.0

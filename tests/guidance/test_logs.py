@@ -9,7 +9,7 @@ from guided_training import Net, batch, step
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from pyguide.distances import LinearCKA
+from pyguide.distances import RSA, LinearCKA
 from pyguide.guidance import Guidance, Pair, schedules, timing
 
 PAIRS = [("blocks.0.0", "head"), ("blocks.1.0", "blocks.0.0")]
@@ -49,6 +49,18 @@ def test_two_pairs_of_the_same_layers_are_both_logged():
     logs = guidance.log_dict()
     assert [logs[f"guidance/cka/{name}"] for name in names] == guidance.last.tolist()
     assert len(set(guidance.last.tolist())) == 3
+
+
+def test_variants_of_a_distance_are_logged_apart():
+    x, _ = batch()
+    for distance, name in ((RSA("euclidean"), "rsa(euclidean)"), (RSA(), "rsa")):
+        target, guide = Net(2, 12, seed=0), Net(2, 9, seed=1)
+        guidance = Guidance(target, guide, pairs=PAIRS[:1], distance=distance)
+        with guidance.capture():
+            target(x)
+        guidance.loss(x)
+        assert f"guidance/{name}/blocks.0.0~head" in guidance.log_dict()
+        assert str(guidance.plan()).splitlines()[-1].startswith(f"{name};")
 
 
 def test_total_loss_is_the_sum_and_is_logged():

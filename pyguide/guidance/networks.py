@@ -1,0 +1,265 @@
+"""The two networks of a guidance: which layers are paired, and what a step captures of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from pyguide.capture.paths import named_layers
+from pyguide.capture.recorder import Recorder, Source, observed
+from pyguide.distances import Distance, get_distance
+from pyguide.guidance.comparison import Captures, Comparison
+from pyguide.guidance.guide import FrozenGuide
+from pyguide.guidance.pairing import Pair, make_pairing
+from pyguide.guidance.plan import Plan, make_plan
+
+__all__ = ["GuidedNetworks"]
+
+
+class GuidedNetworks:
+    """The part of :class:`pyguide.Guidance` that pairs layers, captures them and plans.
+
+    Its parameters are those of Guidance. Without hooks until :meth:`_attach`.
+    """
+
+    def __init__(
+        self,
+        target: nn.Module,
+        guide: FrozenGuide,
+        pairs: str | Iterable[Pair | tuple[str, str]],
+        distance: str | Distance,
+        example: Any,
+    ) -> None:
+        _check_separate(target, guide.model)
+        self.target = target
+        self.guide = guide.model
+        self._guide = guide
+        self.distance = get_distance(distance)
+        #: The (target path, guide path) pairs; None while rules and globs are not resolved.
+        self.pairs: list[tuple[str, str]] | None = None
+        self._target_layers = named_layers(target)
+        self._guide_layers = named_layers(guide.model)
+        self._captured = False
+        self._closed = False
+        self._recorders: tuple[Recorder, Recorder] | None = None
+        self._comparison: Comparison | None = None
+        # What the first loss() compared, on the meta device.
+        self._seen: tuple[list[Tensor], ...] | None = None
+        self._pairing = make_pairing(pairs, self._target_layers, self._guide_layers)
+        if self._pairing.pairs is not None:
+            self._set_pairs(self._pairing.pairs)
+        elif example is not None:
+            self._set_pairs(self._pairing.resolve(*(r.calls() for r in self._observe(example))))
+
+    def plan(self, example: Any = None, guide_inputs: Any = None) -> Plan:
+        """What will be compared, how and at what cost; ``print(guidance.plan(x))``.
+
+        Runs one forward pass of both networks in eval mode and leaves both as they were.
+        Padding is not taken into account.
+
+        Parameters
+        ----------
+        example : Tensor, tuple or dict, optional
+            An input for both networks. Without it, the shapes of the first :meth:`loss`.
+        guide_inputs : Tensor, tuple or dict, optional
+            What the guide sees instead of `example`.
+
+        Returns
+        -------
+        Plan
+            Pairs, shapes, dtypes, route, multiply-adds and bytes, and totals.
+
+        Raises
+        ------
+        RuntimeError
+            Without an example before the first :meth:`loss`.
+
+        Examples
+        --------
+        >>> import torch, pyguide
+        >>> from torch import nn
+        >>> target = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> guide = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 3))
+        >>> plan = pyguide.Guidance(target, guide).plan(torch.randn(64, 8))
+        >>> plan.rows[0].guide_shape, plan.rows[0].route
+        ((64, 32), 'sample')
+        """
+        if example is None:
+            if self._comparison is None or self._seen is None:
+                raise RuntimeError("plan() needs an example until loss() has run: plan(x)")
+            return make_plan(self._comparison, *self._seen)
+        target, guide = self._observe(example, guide_inputs)
+        comparison = self._comparison or self._comparison_of(
+            self._pairing.resolve(target.calls(), guide.calls())
+        )
+        xs, ys = target.take(comparison.target_sources), guide.take(comparison.guide_sources)
+        comparison.check(xs, ys)
+        return make_plan(comparison, [x.tensor for x in xs], [y.tensor for y in ys])
+
+    def close(self) -> None:
+        """Remove every hook; the object cannot be used afterwards."""
+        self._closed = True
+        self._detach()
+
+    def __reduce__(self) -> NoReturn:
+        # The hooks of a copied model are inert, so a copy could never capture.
+        raise TypeError(
+            "Guidance cannot be copied or pickled: make one for the copied networks, and give "
+            "it state_dict() of this one with load_state_dict()"
+        )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this Guidance is closed")
+
+    def _start_capture(self, recording: bool) -> None:
+        """Forget what was captured; record the target from now on, if `recording`."""
+        if self._recorders is None:
+            return
+        recorder = self._recorders[0]
+        if recorder.recording:
+            raise RuntimeError("guidance.capture() is already open")
+        recorder.clear()
+        self._captured = False
+        recorder.recording = recording
+
+    def _end_capture(self, failed: bool) -> None:
+        if self._recorders is None:
+            return
+        recorder = self._recorders[0]
+        self._captured = recorder.recording and not failed
+        recorder.recording = False
+        if failed:
+            recorder.clear()
+
+    def _activations(
+        self, x: Any, guide_inputs: Any, guide_time: AbstractContextManager[None]
+    ) -> tuple[Comparison, Captures, Captures]:
+        """The captured layers of the target, and the guide's from running it in `guide_time`."""
+        self._check_open()
+        assert self._recorders is not None
+        target, guide = self._recorders
+        if target.recording:
+            raise RuntimeError("loss() belongs after the `with guidance.capture():` block")
+        if not self._captured:
+            raise RuntimeError(
+                "loss() needs a capture: run the target inside `with guidance.capture():` first, "
+                "once for each call of loss()"
+            )
+        self._captured = False
+        try:
+            with guide_time:
+                guide.recording = True
+                self._guide.run(x, guide_inputs)
+                guide.recording = False
+            comparison = self._comparison or self._resolve(target, guide)
+            xs = target.take(comparison.target_sources)
+            ys = guide.take(comparison.guide_sources)
+            target.check_gradients(comparison.target_sources, xs)
+        finally:
+            target.clear()
+            guide.clear()
+        if self._seen is None and not torch.compiler.is_compiling():
+            self._seen = tuple(
+                [torch.empty_like(captured.tensor, device="meta") for captured in side]
+                for side in (xs, ys)
+            )
+        return comparison, xs, ys
+
+    def _attach(self) -> None:
+        self._guide.freeze()
+        target, guide = self._sources()
+        repeats = self._comparison is None and self._pairing.repeats
+        self._recorders = (
+            Recorder(self.target, self._target_layers, target, "target", repeats=repeats),
+            Recorder(self.guide, self._guide_layers, guide, "guide", repeats=repeats),
+        )
+
+    def _sources(self) -> tuple[list[Source], list[Source]]:
+        """What to record of target and guide."""
+        if self._comparison is None:
+            return self._pairing.candidates()
+        return self._comparison.target_sources, self._comparison.guide_sources
+
+    def _observe(self, example: Any, guide_inputs: Any = None) -> tuple[Recorder, Recorder]:
+        """What the networks' layers return for an example, as shapes."""
+        target, guide = self._sources()
+        transform = self._guide.transform if guide_inputs is None else None
+        guide_inputs = example if guide_inputs is None else guide_inputs
+        state = self._guide.state_dict()  # the transform may be a noise with a state
+        try:
+            return (
+                observed(self.target, self._target_layers, target, "target", example),
+                observed(self.guide, self._guide_layers, guide, "guide", guide_inputs, transform),
+            )
+        finally:
+            self._guide.load_state_dict(state)
+
+    def _detach(self) -> None:
+        for recorder in self._recorders or ():
+            recorder.remove()
+        self._recorders = None
+        self._captured = False
+
+    def _set_pairs(self, pairs: Sequence[Pair]) -> Comparison:
+        self.pairs = [pair.paths for pair in pairs]
+        self._seen = None
+        self._comparison = self._comparison_of(pairs)
+        return self._comparison
+
+    def _comparison_of(self, pairs: Sequence[Pair]) -> Comparison:
+        return Comparison(pairs, self.distance, self._target_layers, self._guide_layers)
+
+    def _resolve(self, target: Recorder, guide: Recorder) -> Comparison:
+        """Choose the pairs from what was recorded of all candidates."""
+        comparison = self._set_pairs(self._pairing.resolve(target.calls(), guide.calls()))
+        target.keep(comparison.target_sources)
+        guide.keep(comparison.guide_sources)
+        return comparison
+
+    def _networks_state(self) -> dict[str, Any]:
+        return {
+            "rule": self._pairing.name,
+            "pairs": None if self.pairs is None else list(self.pairs),
+            "guide": self._guide.state_dict(),
+        }
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        """ValueError unless a state of Guidance is of this guide and these `pairs`."""
+        self._guide.check_state(state["guide"])
+        if state["rule"] != self._pairing.name:
+            raise ValueError(
+                f"the state is of pairs={_rule(state['rule'])}, this Guidance was given "
+                f"{_rule(self._pairing.name)}"
+            )
+
+    def _restore_pairs(self, saved: Sequence[tuple[str, str]] | None) -> None:
+        """Compare the pairs of a saved state; without hooks if they are others."""
+        if saved is None:
+            return
+        pairs = [(target, guide) for target, guide in saved]
+        if pairs == self.pairs:
+            return
+        restored = self._pairing.restore(pairs, self.pairs)
+        if restored is not None:
+            self._set_pairs(restored)
+            self._detach()
+
+
+def _rule(name: str | None) -> str:
+    return "a list" if name is None else repr(name)
+
+
+def _check_separate(target: nn.Module, guide: nn.Module) -> None:
+    """The guide is frozen, so nothing in it may belong to the target."""
+    shared = {id(module) for module in target.modules()} & {id(m) for m in guide.modules()}
+    shared |= {id(p) for p in target.parameters()} & {id(p) for p in guide.parameters()}
+    if shared:
+        raise ValueError(
+            "the guide shares modules or parameters with the target and would freeze them: keep "
+            "it outside the target, or pass copy.deepcopy(guide)"
+        )
