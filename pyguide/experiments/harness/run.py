@@ -207,11 +207,16 @@ class Run:
         self, guides: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]
     ) -> dict[str, dict[int, str]]:
         """Which test samples are right, by group and seed: of guides, and of the arms compared."""
-        groups: dict[str, dict[int, str]] = {"guides": {}}
+        groups: dict[str, dict[int, str]] = {}
+        for guide in guides:
+            if "test_right" in guide:
+                # With --vary of what the guide depends on, several have the same seed.
+                name = "guides" + "".join(guide["key"].partition(",")[1:])
+                groups.setdefault(name, {})[guide["seed"]] = guide["test_right"]
         groups |= {arm.name: {} for arm in self.arms if self.setting.is_compared(arm)}
-        for name, found in [*(("guides", g) for g in guides), *((r["arm"], r) for r in runs)]:
-            if name in groups and "test_right" in found:
-                groups[name][found["seed"]] = found["test_right"]
+        for run in runs:
+            if run["arm"] in groups and "test_right" in run:
+                groups[run["arm"]][run["seed"]] = run["test_right"]
         return groups
 
     def _finish(self) -> dict[str, Any]:
