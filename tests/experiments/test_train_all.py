@@ -32,7 +32,8 @@ def test_one_report_of_every_experiment(finished, capsys):
     report = (finished / "report.md").read_text()
     for name in ("deep-fcn", "wide-fcn"):
         assert f"## {name}: " in report
-        assert f"({name}/curves.png)" in report and (finished / name / "curves.png").is_file()
+        for picture in ("curves.png", "differences.png"):
+            assert f"({name}/{picture})" in report and (finished / name / picture).is_file()
         assert read_json(finished / name / "config.json")["config"]["quick"]
     assert report.count("A smoke run") == 2 and "torch" in report and "minutes in all" in report
     first = report.index("| deep-fcn"), report.index("## deep-fcn")

@@ -222,7 +222,7 @@ class Setting(ABC, Generic[C]):
         return {"lrs": self.config.lrs, "seeds": (1, 2, 3, 4, 5), **self.protocol}
 
     def is_compared(self, arm: Arm) -> bool:
-        """Whether the report has the arm's error consistency with the others and the guides."""
+        """Whether the report has the arm's curves, and its error consistency with the others."""
         return True
 
     def checked(self, config: C) -> C:

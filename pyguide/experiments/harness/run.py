@@ -10,7 +10,7 @@ from pyguide.data.splits import Splits
 from pyguide.errors import UserError
 from pyguide.experiments.harness.config import Config
 from pyguide.experiments.harness.consistency import consistency_of_groups
-from pyguide.experiments.harness.curves import plot_curves
+from pyguide.experiments.harness.curves import plot_curves, plot_differences
 from pyguide.experiments.harness.experiment import Experiment
 from pyguide.experiments.harness.folder import RunFolder
 from pyguide.experiments.harness.grid import (
@@ -229,7 +229,18 @@ class Run:
                 temporary.write_text(text, encoding="utf-8")
             if results["runs"]:
                 with atomic_write(self.folder.curves) as temporary:
+                    # Of dozens of arms the curves are no longer told apart.
+                    arms = [arm for arm in self.arms if self.setting.is_compared(arm)]
                     plot_curves(
-                        self.setting, self.config, self.arms, results["runs"], records, temporary
+                        self.setting,
+                        self.config,
+                        arms or self.arms,
+                        results["runs"],
+                        records,
+                        temporary,
+                    )
+                with atomic_write(self.folder.differences) as temporary:
+                    plot_differences(
+                        self.setting, self.config, self.arms, results["summary"], temporary
                     )
         return results

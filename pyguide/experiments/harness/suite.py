@@ -178,8 +178,9 @@ def write_report(out: Path, experiments: Mapping[str, Experiment]) -> Path:
         summary.append((name, setting, arms, results))
         text = table(setting, config, arms, results).replace("# ", f"## {name}: ", 1)
         sections.append(f"{text}\n{_facts(path, results)}\n")
-        if results["runs"] and (path / "curves.png").exists():
-            sections.append(f"![Curves of {name}]({name}/curves.png)\n")
+        for picture in ("curves", "differences"):
+            if results["runs"] and (path / f"{picture}.png").exists():
+                sections.append(f"![{name}: {picture}]({name}/{picture}.png)\n")
     lines = ["# Experiments", "", *results_table(summary), "", *sections]
     report = out / "report.md"
     with writing(out), atomic_write(report) as temporary:
