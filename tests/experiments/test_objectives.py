@@ -166,6 +166,21 @@ def test_what_the_paper_did_not_measure_has_no_verdict():
             assert arm.expected is not None or arm.paper is not None, arm.name
 
 
+def test_slow_ablations_start_first():
+    cost = {
+        arm.name: ABLATIONS.cost(replace(ABLATIONS.config, **arm.changes), arm)
+        for arm in ABLATIONS.arms
+    }
+    for slow in ("untrained-ridge", "untrained-rsa", "untrained-batch-16", "untrained-batch-1024"):
+        assert cost[slow] > cost["untrained"] == cost["untrained-noise"] > cost["none"]
+
+
+def test_varied_main_arms_are_still_compared():
+    config = ABLATIONS.config.changed({"vary": ["depth=20,50"], "arms": ("none", "untrained-rsa")})
+    compared = [arm.name for arm in ABLATIONS.variants(config) if ABLATIONS.is_compared(arm)]
+    assert compared == ["none,depth=20", "none,depth=50"]
+
+
 def test_ablations_differ_from_their_baseline_in_one_factor():
     arms = {arm.name: arm for arm in ABLATIONS.arms}
     for arm in arms.values():
