@@ -94,6 +94,7 @@ class Paper(ImageFolderSetting[PaperConfig]):
     title = "Deep FCN on an image folder"
     arms = _ARMS
     config = PaperConfig()
+    protocol: ClassVar = {"lrs": (5e-5, 1e-4, 2e-4)}
 
     def target(self, config: PaperConfig, data: Splits) -> nn.Module:
         return DeepFCN(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pyguide.data.splits import Splits
+from pyguide.errors import UserError
 from pyguide.experiments import wide_fcn
 from pyguide.experiments.harness.config import Config, option
 from pyguide.experiments.harness.experiment import Arm, Experiment
@@ -48,6 +49,16 @@ class PaperConfig(wide_fcn.PaperConfig):
     align_lr: float = option(1e-4, "learning rate of the alignment", target_only=True)
 
 
+def _check_alignment(config: SmallConfig | PaperConfig) -> None:
+    """Raise UserError for an alignment that would have no loss."""
+    if config.release_at:
+        raise UserError("--release-at: fcn-init aligns for --align-steps, and then releases")
+    if config.weight == 0:
+        raise UserError("--weight: fcn-init aligns by the guidance term alone; it cannot be 0")
+    if not config.align_lr > 0:
+        raise UserError(f"--align-lr: expected a learning rate above 0, got {config.align_lr:g}")
+
+
 def _aligned(
     guidance: Guidance, config: SmallConfig | PaperConfig, arm: Arm, data: Splits, seed: int
 ) -> dict[str, float]:
@@ -70,6 +81,11 @@ class Small(wide_fcn.Small):
     config = SmallConfig()
     quick: ClassVar = {"seeds": (1,), "epochs": 8, "align_steps": 30}
 
+    def check(self, config: Config) -> None:
+        assert isinstance(config, SmallConfig)
+        super().check(config)
+        _check_alignment(config)
+
     def initialize(
         self, guidance: Guidance, config: Config, arm: Arm, data: Splits, seed: int
     ) -> dict[str, float]:
@@ -90,6 +106,11 @@ class Paper(wide_fcn.Paper):
     title = "Wide FCN aligned before its training, on an image folder"
     arms = _ARMS
     config = PaperConfig()
+
+    def check(self, config: Config) -> None:
+        assert isinstance(config, PaperConfig)
+        super().check(config)
+        _check_alignment(config)
 
     def initialize(
         self, guidance: Guidance, config: Config, arm: Arm, data: Splits, seed: int

@@ -94,6 +94,7 @@ class Paper(ImageFolderSetting[PaperConfig]):
     title = "Deep ConvNet on an image folder"
     arms = _ARMS
     config = PaperConfig()
+    protocol: ClassVar = {"lrs": (3e-4, 1e-3, 3e-3)}
 
     def target(self, config: PaperConfig, data: Splits) -> nn.Module:
         return deep_convnet(classes=data.classes)

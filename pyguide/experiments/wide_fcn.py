@@ -85,6 +85,7 @@ class Paper(ImageFolderSetting[PaperConfig]):
     title = "Wide FCN on an image folder"
     arms = _ARMS
     config = PaperConfig()
+    protocol: ClassVar = {"lrs": (3e-5, 1e-4, 3e-4)}
     judge_gap = True
 
     def target(self, config: PaperConfig, data: Splits) -> nn.Module:

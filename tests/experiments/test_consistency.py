@@ -65,6 +65,20 @@ def test_groups_by_hand():
     assert rows[2]["standard_error"] is None
 
 
+def test_varied_guides_of_one_seed_are_apart(tiny_data, jobs_in_threads, tmp_path):
+    from pyguide.cli import main
+    from pyguide.files import read_json
+
+    out = tmp_path / "run"
+    options = ["--depth", "3", "--epochs", "1", "--seeds", "1", "--arms", "none", "trained"]
+    options += ["--vary", "guide_epochs=1,2", "--workers", "1"]
+    assert main(["train", "deep-fcn", *options, "--out", str(out)]) == 0
+    rows = read_json(out / "results.json")["error_consistency"]
+    found = {row["first"] for row in rows if row["first"].startswith("guides")}
+    assert found == {"guides,guide_epochs=1", "guides,guide_epochs=2"}
+    assert "trained guides, guide_epochs=1" in (out / "table.md").read_text()
+
+
 def test_a_run_reports_it_for_the_guides_and_every_arm(tiny_data, jobs_in_threads, tmp_path):
     from pyguide.cli import main
     from pyguide.files import read_json

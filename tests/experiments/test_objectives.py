@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -91,7 +92,9 @@ def init_job(tmp_path, tiny, monkeypatch, one_thread):
     return make
 
 
-def test_arms_that_are_aligned_first_train_alone_on_the_same_batches(init_job, new_report):
+def test_arms_that_are_aligned_first_train_alone_on_the_same_batches(
+    init_job, new_report, monkeypatch
+):
     reports = {name: new_report() for name in ("none", "data", "noise")}
     results = {name: init_job(name).run(report) for name, report in reports.items()}
     assert "initialization" not in results["none"]
@@ -100,12 +103,21 @@ def test_arms_that_are_aligned_first_train_alone_on_the_same_batches(init_job, n
         assert all("guidance_loss" not in record for record in reports[name].records)
     first = {report.records[0]["task_loss"] for report in reports.values()}
     assert len(first) == 3
+    # What is told of the time has the alignment in it.
+    monkeypatch.setattr(fcn_init, "align", lambda *_, **__: {"slept": time.sleep(0.5) or 0.5})
+    report = new_report()
+    assert init_job("data").run(report)["seconds"] >= 0.5 <= report.records[0]["seconds"]
+
+
+def test_an_alignment_that_does_nothing_changes_nothing(init_job, new_report):
+    expected = new_report()
+    init_job("none").run(expected)
     # An alignment that does not move the target leaves the training as it is without one, but for
     # the statistics of its BatchNorm layers, which training does not use.
     report = new_report()
     init_job("data", align_lr=1e-30).run(report)
-    for found, expected in zip(report.records, reports["none"].records, strict=True):
-        assert found["task_loss"] == expected["task_loss"]
+    for own, alone in zip(report.records, expected.records, strict=True):
+        assert own["task_loss"] == alone["task_loss"]
 
 
 def test_an_aligned_job_goes_on_without_aligning_again(init_job, new_report, monkeypatch):
@@ -143,6 +155,30 @@ def test_every_ablation_trains(name, tiny, tiny_data, one_thread, tmp_path, new_
     TargetJob(ABLATIONS, config, arm, 1, 1e-3, False, files).run(report)
     extra = {"distillation": "distillation_loss", "guidance": "guidance_loss"}.get(arm.method)
     assert (extra in report.records[0]) == (arm.guide != "none")
+
+
+def test_what_the_paper_did_not_measure_has_no_verdict():
+    unknown = ("debiased", "batch", "weight", "release", "calibrated")
+    for arm in ABLATIONS.arms:
+        if any(word in arm.name for word in unknown):
+            assert arm.expected is None and arm.paper is None, arm.name
+        elif arm.name != "none":
+            assert arm.expected is not None or arm.paper is not None, arm.name
+
+
+def test_slow_ablations_start_first():
+    cost = {
+        arm.name: ABLATIONS.cost(replace(ABLATIONS.config, **arm.changes), arm)
+        for arm in ABLATIONS.arms
+    }
+    for slow in ("untrained-ridge", "untrained-rsa", "untrained-batch-16", "untrained-batch-1024"):
+        assert cost[slow] > cost["untrained"] == cost["untrained-noise"] > cost["none"]
+
+
+def test_varied_main_arms_are_still_compared():
+    config = ABLATIONS.config.changed({"vary": ["depth=20,50"], "arms": ("none", "untrained-rsa")})
+    compared = [arm.name for arm in ABLATIONS.variants(config) if ABLATIONS.is_compared(arm)]
+    assert compared == ["none,depth=20", "none,depth=50"]
 
 
 def test_ablations_differ_from_their_baseline_in_one_factor():

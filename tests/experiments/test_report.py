@@ -9,7 +9,7 @@ import pytest
 
 from pyguide.experiments.deep_fcn import EXPERIMENT
 from pyguide.experiments.harness import report, statistics
-from pyguide.experiments.harness.curves import by_epoch, plot_curves
+from pyguide.experiments.harness.curves import by_epoch, plot_curves, plot_differences
 from pyguide.experiments.harness.experiment import Metric, three_arms
 
 SETTING = EXPERIMENT.scales["default"]
@@ -250,6 +250,20 @@ def test_more_arms_than_colours(tmp_path):
     runs = [run | {"arm": run["arm"] + ",depth=2"} for run in RUNS]
     plot_curves(SETTING, config, arms, runs, RECORDS, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("runs", [RUNS, [], RUNS[:1]], ids=["seeds", "no run", "no difference"])
+def test_differences_are_drawn(runs, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.errorbar",
+        lambda self, x, y, *, xerr, **_: drawn.append((x, y, xerr)),
+    )
+    path = tmp_path / "differences.png"
+    plot_differences(SETTING, SETTING.config, ARMS, summarize(runs), path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    # In percent: 25 with an error of 5.
+    assert drawn == ([pytest.approx((25.0, 0, 10.0))] if runs is RUNS else [])
 
 
 def test_a_metric_by_run_and_epoch():

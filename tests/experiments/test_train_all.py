@@ -32,7 +32,8 @@ def test_one_report_of_every_experiment(finished, capsys):
     report = (finished / "report.md").read_text()
     for name in ("deep-fcn", "wide-fcn"):
         assert f"## {name}: " in report
-        assert f"({name}/curves.png)" in report and (finished / name / "curves.png").is_file()
+        for picture in ("curves.png", "differences.png"):
+            assert f"({name}/{picture})" in report and (finished / name / picture).is_file()
         assert read_json(finished / name / "config.json")["config"]["quick"]
     assert report.count("A smoke run") == 2 and "torch" in report and "minutes in all" in report
     first = report.index("| deep-fcn"), report.index("## deep-fcn")
@@ -44,7 +45,10 @@ def test_it_goes_on_where_it_was(finished, capsys):
     shutil.rmtree(finished / "deep-fcn")
     next((finished / "wide-fcn" / "jobs").glob("none-*.jsonl")).unlink()
     capsys.readouterr()
-    assert main(["train", "all", "--resume", str(finished), *ALL[2:]]) == 0
+    # Those that it began with: neither the others nor full runs.
+    assert main(["train", "all", "--resume", str(finished), "--workers", "1"]) == 0
+    folders = sorted(path.parent.name for path in finished.glob("*/config.json"))
+    assert folders == ["deep-fcn", "wide-fcn"]
     printed = capsys.readouterr()
     assert "1 job, 1 at a time" in printed.err and "4 jobs, 1 at a time" in printed.err
     # The folder's own runs are smoke runs, so the new ones are.
@@ -63,12 +67,36 @@ def test_an_interrupted_run_says_how_to_go_on(quick_data, tmp_path, capsys, monk
     assert f"pyguide train all --resume {out}" in capsys.readouterr().err
 
 
+def test_it_goes_on_as_it_began_where_nothing_was_done(quick_data, tmp_path, monkeypatch):
+    """Interrupted before its first experiment: the device and --quick are not lost."""
+    found = []
+
+    def run_folder(path, experiment, scale, config, workers, seconds, *, resume):
+        found.append((path.name, config.device, config.quick, resume))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suite, "run_folder", run_folder)
+    monkeypatch.setattr(suite, "check_device", lambda device: None)
+    out = str(tmp_path / "all")
+    begun = ["train", "all", "--only", "deep-fcn", "--quick", "--device", "cuda:7", "--out", out]
+    assert main(begun) == 130 and main(["train", "all", "--resume", out]) == 130
+    assert found == [("deep-fcn", "cuda:7", True, False)] * 2
+
+
+@pytest.mark.parametrize("options", [["--device", "nothing"], ["--workers", "0"]])
+def test_a_mistake_leaves_no_folder(options, tmp_path, capsys):
+    out = tmp_path / "all"
+    assert main(["train", "all", *options, "--out", str(out)]) == 2
+    assert options[0] in capsys.readouterr().err and not out.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--out", "{folder}"], "exists: choose another"),
         (["--resume", "{folder}/none"], "there is no such folder"),
         (["--resume", "{folder}", "--quick"], "drop other options"),
+        (["--resume", "{folder}"], "not a folder of pyguide train all"),
         (["--only", "nothing", "--out", "{folder}/x"], "invalid choice: 'nothing'"),
         ([], "one of the arguments --out --resume is required"),
     ],
@@ -106,8 +134,32 @@ def test_every_experiment_has_a_protocol_of_three_rates_and_fresh_seeds():
             changes = setting.protocol_changes()
             config = setting.config.changed({"sweep": True, **changes})
             assert isinstance(config, Config) and config.sweep_seed not in config.seeds
-            assert len(config.seeds) >= 3
-        assert len(next(iter(experiment.scales.values())).protocol_changes()["lrs"]) == 3
+            assert len(config.seeds) >= 3 and len(config.lrs) == 3
+
+
+def test_the_protocol_without_its_final_runs(quick_data, tmp_path, capsys):
+    out = tmp_path / "run"
+    options = ["--epochs", "1", "--depth", "3", "--arms", "none", "--workers", "1"]
+    command = ["train", "deep-fcn", "--protocol", "--sweep-only", *options, "--out", str(out)]
+    assert main(command) == 0
+    results = read_json(out / "results.json")
+    assert len(results["sweep"]) == 3 and results["runs"] == []
+
+
+@pytest.mark.parametrize(
+    ("experiment", "options", "message"),
+    [
+        ("fcn-init", ["--release-at", "10"], "--release-at: fcn-init aligns for --align-steps"),
+        ("fcn-init", ["--weight", "0"], "--weight: fcn-init aligns by the guidance term alone"),
+        ("fcn-init", ["--align-lr", "0"], "--align-lr: expected a learning rate above 0"),
+        ("fcn-init", ["--vary", "weight=0,1"], "--weight: fcn-init aligns by the guidance term"),
+        ("ablations", ["--vary", "distance=cka,rsa"], "sets distance itself"),
+    ],
+)
+def test_options_that_an_arm_cannot_have(experiment, options, message, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", experiment, *options, "--out", str(out)]) == 2
+    assert message in capsys.readouterr().err and not out.exists()
 
 
 @pytest.mark.parametrize(

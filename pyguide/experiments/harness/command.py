@@ -42,7 +42,6 @@ def add_experiment_parser(subparsers: Any, experiment: Experiment) -> None:
         argument_default=argparse.SUPPRESS,
     )
     scales = experiment.scales
-    default = next(iter(scales.values()))
     add = parser.add_argument
     add("--out", metavar="FOLDER", help=f"new run folder (default: runs/{experiment.name}-TIME)")
     add("--resume", metavar="FOLDER", help="continue the unfinished runs of this folder")
@@ -64,12 +63,13 @@ def add_experiment_parser(subparsers: Any, experiment: Experiment) -> None:
         add("--scale", choices=list(scales), help=f"{names} (default: {next(iter(scales))})")
     if any(setting.quick is not None for setting in scales.values()):
         add("--quick", action="store_true", help="a smoke run: less of everything")
-    _add_grid_options(parser, default)
+    _add_grid_options(parser, scales)
     _add_config_options(parser, scales)
     parser.set_defaults(func=lambda args: train(experiment, args))
 
 
-def _add_grid_options(parser: argparse.ArgumentParser, setting: Setting[Any]) -> None:
+def _add_grid_options(parser: argparse.ArgumentParser, scales: Mapping[str, Setting[Any]]) -> None:
+    setting = next(iter(scales.values()))
     shipped = setting.config
     rates = " ".join(f"{arm}={lr:g}" for arm, lr in shipped.lr.items())
     arms = " ".join(arm.name for arm in setting.arms)
@@ -96,12 +96,16 @@ def _add_grid_options(parser: argparse.ArgumentParser, setting: Setting[Any]) ->
         help="first pick each arm's learning rate: that of lowest validation loss, with a seed "
         "that is not one of the final runs'",
     )
-    protocol = setting.protocol_changes()
-    swept, final = (" ".join(map(str, protocol[name])) for name in ("lrs", "seeds"))
+    final = " ".join(map(str, setting.protocol_changes()["seeds"]))
+    swept = {
+        scale: " ".join(f"{lr:g}" for lr in own.protocol_changes()["lrs"])
+        for scale, own in scales.items()
+    }
     add(
         "--protocol",
         action="store_true",
-        help=f"as the published results: --sweep --lrs {swept} --seeds {final}, where not given",
+        help=f"as the published results: --sweep, three rates{_defaults(swept, len(scales))}, "
+        f"--seeds {final}, where not given",
     )
     add("--sweep-only", action="store_true", help="a sweep without the final runs")
     add("--lrs", nargs="+", type=float, metavar="LR", help=f"rates to sweep (default: {lrs})")
@@ -248,12 +252,12 @@ def configure(setting: Setting[Any], scale: str, given: dict[str, Any]) -> Confi
         if setting.quick is None:
             raise UserError(f"--quick: --scale {scale} has no smoke run")
         config = config.changed({**setting.quick, "quick": True})
-    if given.pop("protocol", False):
-        given = {"sweep": True, **setting.protocol_changes(), **given}
     if given.pop("sweep_only", False):
         if "seeds" in given:
             raise UserError("--sweep-only has no final runs: drop --seeds")
         given |= {"sweep": True, "seeds": ()}
+    if given.pop("protocol", False):
+        given = {"sweep": True, **setting.protocol_changes(), **given}
     return setting.checked(config.changed(given))
 
 

@@ -118,7 +118,7 @@ class Setting(ABC, Generic[C]):
     #: The shipped configuration, and what a smoke run (``--quick``) changes in it.
     config: C
     quick: ClassVar[Mapping[str, Any] | None] = None
-    #: What ``--protocol`` changes besides: the learning rates of its sweep, and the final seeds.
+    #: What ``--protocol`` sweeps, as ``lrs``, and its final seeds where they are not 1 to 5.
     protocol: ClassVar[Mapping[str, Any]] = {}
     metric = Metric()
     #: The metric of guessing, drawn in the curves.
@@ -222,7 +222,7 @@ class Setting(ABC, Generic[C]):
         return {"lrs": self.config.lrs, "seeds": (1, 2, 3, 4, 5), **self.protocol}
 
     def is_compared(self, arm: Arm) -> bool:
-        """Whether the report has the arm's error consistency with the others and the guides."""
+        """Whether the report has the arm's curves, and its error consistency with the others."""
         return True
 
     def checked(self, config: C) -> C:
@@ -233,11 +233,22 @@ class Setting(ABC, Generic[C]):
                 raise UserError(f"--arms: unknown arm {name!r}; the arms are {', '.join(known)}")
             if not config.sweep and name not in config.lr:
                 raise UserError(f"--lr: arm {name} has no learning rate")
+        self._check_varied(config)
+        for arm in self.variants(config):
+            self.check(replace(config, vary={}, **arm.changes))
         weights = config.guide_weights
         if weights is not None and not Path(weights).is_file():
             raise UserError(f"--guide-weights: {weights} is no file")
-        self.check(config)
         return config
+
+    def _check_varied(self, config: C) -> None:
+        """An arm that sets a field itself would not be what its name says where it is varied."""
+        for arm in self.arms:
+            for name in config.vary:
+                if arm.name in config.arms and name in arm.changes:
+                    raise UserError(
+                        f"--vary: arm {arm.name} sets {name} itself; choose others with --arms"
+                    )
 
     def variants(self, config: C) -> list[Arm]:
         """The arms of a configuration; with ``--vary``, each at every combination of values."""

@@ -191,7 +191,7 @@ def _cost_lines(arms: Sequence[Arm], results: dict[str, Any]) -> list[str]:
 
 def _consistency_lines(arms: Sequence[Arm], results: dict[str, Any]) -> list[str]:
     """Error consistency within and between arms and guides."""
-    labels = {arm.name: arm.label for arm in arms} | {"guides": "trained guides"}
+    labels = {arm.name: arm.label for arm in arms}
     rows = [["error consistency (κ)", "and", "other seeds", "pairs", "same seed"]]
     for row in results["error_consistency"]:
         mean, same = row["mean"], row["same_seed"]
@@ -199,17 +199,23 @@ def _consistency_lines(arms: Sequence[Arm], results: dict[str, Any]) -> list[str
         other = "–" if mean is None else f"{mean:.3f}"
         if error is not None:
             other += f" ± {error:.3f}"
-        names = [labels.get(row[side], row[side]) for side in ("first", "second")]
+        names = [_group(labels, row[side]) for side in ("first", "second")]
         rows.append([*names, other, str(row["pairs"]), "–" if same is None else f"{same:.3f}"])
     if len(rows) == 1:
         return []
     text = (
         "Cohen's κ of being right on the same test samples: 1 for the same errors, 0 for "
         "independent ones (Geirhos et al. 2020). Each network is taken at its own epoch of lowest "
-        "validation loss. *Same seed*: a guide and the target that it guided, or two targets of "
+        "validation loss. The standard error is over pairs, which share networks: it is too small. "
+        "*Same seed*: a guide and the target that it guided, or two targets of "
         "one initialisation."
     )
     return [*markdown_table(rows), "", text, ""]
+
+
+def _group(labels: Mapping[str, str], name: str) -> str:
+    """An arm's label; of guides, also what was varied."""
+    return labels.get(name) or name.replace("guides", "trained guides", 1).replace(",", ", ")
 
 
 def _sweep_lines(config: Config, arms: Sequence[Arm], results: dict[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from pyguide.data.splits import Splits
 from pyguide.errors import UserError
 from pyguide.experiments.harness.config import Config
 from pyguide.experiments.harness.consistency import consistency_of_groups
-from pyguide.experiments.harness.curves import plot_curves
+from pyguide.experiments.harness.curves import plot_curves, plot_differences
 from pyguide.experiments.harness.experiment import Experiment
 from pyguide.experiments.harness.folder import RunFolder
 from pyguide.experiments.harness.grid import (
@@ -207,11 +207,16 @@ class Run:
         self, guides: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]
     ) -> dict[str, dict[int, str]]:
         """Which test samples are right, by group and seed: of guides, and of the arms compared."""
-        groups: dict[str, dict[int, str]] = {"guides": {}}
+        groups: dict[str, dict[int, str]] = {}
+        for guide in guides:
+            if "test_right" in guide:
+                # With --vary of what the guide depends on, several have the same seed.
+                name = "guides" + "".join(guide["key"].partition(",")[1:])
+                groups.setdefault(name, {})[guide["seed"]] = guide["test_right"]
         groups |= {arm.name: {} for arm in self.arms if self.setting.is_compared(arm)}
-        for name, found in [*(("guides", g) for g in guides), *((r["arm"], r) for r in runs)]:
-            if name in groups and "test_right" in found:
-                groups[name][found["seed"]] = found["test_right"]
+        for run in runs:
+            if run["arm"] in groups and "test_right" in run:
+                groups[run["arm"]][run["seed"]] = run["test_right"]
         return groups
 
     def _finish(self) -> dict[str, Any]:
@@ -224,7 +229,18 @@ class Run:
                 temporary.write_text(text, encoding="utf-8")
             if results["runs"]:
                 with atomic_write(self.folder.curves) as temporary:
+                    # Of dozens of arms the curves are no longer told apart.
+                    arms = [arm for arm in self.arms if self.setting.is_compared(arm)]
                     plot_curves(
-                        self.setting, self.config, self.arms, results["runs"], records, temporary
+                        self.setting,
+                        self.config,
+                        arms or self.arms,
+                        results["runs"],
+                        records,
+                        temporary,
+                    )
+                with atomic_write(self.folder.differences) as temporary:
+                    plot_differences(
+                        self.setting, self.config, self.arms, results["summary"], temporary
                     )
         return results

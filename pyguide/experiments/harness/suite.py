@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from pyguide.device import check_device
 from pyguide.errors import UserError
 from pyguide.experiments.harness.command import configure, run_folder
-from pyguide.experiments.harness.experiment import Experiment
+from pyguide.experiments.harness.experiment import Experiment, Setting
 from pyguide.experiments.harness.folder import RunFolder
+from pyguide.experiments.harness.packages import check_packages
+from pyguide.experiments.harness.processes import worker_count
 from pyguide.experiments.harness.report import results_table, table
-from pyguide.files import atomic_write, lock, read_json, writing
+from pyguide.files import atomic_write, lock, read_json, write_json, writing
 
 __all__ = ["add_all_parser", "train_all"]
+
+#: The file of a folder's plan.
+_PLAN = "all.json"
 
 _EXAMPLES = """\
 examples:
@@ -65,7 +71,11 @@ def train_all(experiments: Mapping[str, Experiment], args: argparse.Namespace) -
         For a user's mistake, before any work is done; or when the folder cannot be written.
     """
     out: Path = args.out or args.resume
-    chosen = _chosen(experiments, args, out)
+    plan = _plan(experiments, args) if args.resume is None else _begun(experiments, args, out)
+    for name in plan.names:
+        check_packages(_default(experiments[name])[1].packages)
+    check_device(plan.options.get("device", "cpu"))
+    worker_count(args.workers, 1, plan.options.get("device", "cpu"))
     with writing(out):
         if args.out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(
@@ -75,9 +85,11 @@ def train_all(experiments: Mapping[str, Experiment], args: argparse.Namespace) -
         locked = lock(out / ".lock")
     failed = 0
     try:
-        for name, experiment in chosen.items():
+        with writing(out):
+            write_json(out / _PLAN, plan._asdict())
+        for name in plan.names:
             print(f"{name}:", file=sys.stderr)
-            results = _run(experiment, out / name, args)
+            results = _run(experiments[name], out / name, plan.options, args.workers)
             failed += len(results["failed"])
             write_report(out, experiments)
     except KeyboardInterrupt:
@@ -95,40 +107,57 @@ def train_all(experiments: Mapping[str, Experiment], args: argparse.Namespace) -
     return 1 if failed else 0
 
 
-def _chosen(
-    experiments: Mapping[str, Experiment], args: argparse.Namespace, out: Path
-) -> dict[str, Experiment]:
-    """The experiments to run: those asked for, or of a folder that goes on those that it began."""
-    if args.resume is not None:
-        if not out.is_dir():
-            raise UserError(f"--resume {out}: there is no such folder")
-        if args.quick or args.device is not None:
-            raise UserError("--resume takes its configuration from the folder: drop other options")
-    # The short ones first, so that there is something to read soon.
-    names = sorted(args.only or experiments, key=lambda name: _arm_count(experiments[name]))
-    return {name: experiments[name] for name in names}
+class _Plan(NamedTuple):
+    """What a folder is for: written into it, so that it goes on as it began."""
+
+    names: list[str]
+    options: dict[str, Any]
+
+
+def _plan(experiments: Mapping[str, Experiment], args: argparse.Namespace) -> _Plan:
+    options: dict[str, Any] = {"quick": True} if args.quick else {"protocol": True}
+    if args.device is not None:
+        options["device"] = args.device
+    return _Plan(_in_order(experiments, args.only or experiments), options)
+
+
+def _begun(experiments: Mapping[str, Experiment], args: argparse.Namespace, out: Path) -> _Plan:
+    """The plan of a folder, with what ``--only`` adds to it."""
+    if not out.is_dir():
+        raise UserError(f"--resume {out}: there is no such folder")
+    if args.quick or args.device is not None:
+        raise UserError("--resume takes its configuration from the folder: drop other options")
+    try:
+        names, options = _Plan(**read_json(out / _PLAN))
+        return _Plan(_in_order(experiments, {*names, *(args.only or ())}), dict(options))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"--resume {out}: not a folder of pyguide train all: {error}") from error
+
+
+def _in_order(experiments: Mapping[str, Experiment], names: Iterable[str]) -> list[str]:
+    """The short ones first, so that there is something to read soon."""
+    return sorted(dict.fromkeys(names), key=lambda name: (_arm_count(experiments[name]), name))
+
+
+def _default(experiment: Experiment) -> tuple[str, Setting[Any]]:
+    """The scale that is run, and its setting."""
+    return next(iter(experiment.scales.items()))
 
 
 def _arm_count(experiment: Experiment) -> int:
-    return len(next(iter(experiment.scales.values())).arms)
+    return len(_default(experiment)[1].arms)
 
 
-def _run(experiment: Experiment, path: Path, args: argparse.Namespace) -> dict[str, Any]:
-    scale, setting = next(iter(experiment.scales.items()))
+def _run(
+    experiment: Experiment, path: Path, options: Mapping[str, Any], workers: int | None
+) -> dict[str, Any]:
+    scale, setting = _default(experiment)
     begun = (path / "config.json").exists()
     if begun:
         scale, config = RunFolder.read_config(path, experiment)
     else:
-        given: dict[str, Any] = {} if args.device is None else {"device": args.device}
-        given |= {"quick": True} if _is_quick(path.parent, args) else {"protocol": True}
-        config = configure(setting, scale, given)
-    return run_folder(path, experiment, scale, config, args.workers, 60.0, resume=begun)[1]
-
-
-def _is_quick(out: Path, args: argparse.Namespace) -> bool:
-    """Whether the other runs of the folder are smoke runs."""
-    begun = [read_json(path)["config"]["quick"] for path in sorted(out.glob("*/config.json"))]
-    return args.quick or any(begun)
+        config = configure(setting, scale, dict(options))
+    return run_folder(path, experiment, scale, config, workers, 60.0, resume=begun)[1]
 
 
 def write_report(out: Path, experiments: Mapping[str, Experiment]) -> Path:
@@ -138,8 +167,8 @@ def write_report(out: Path, experiments: Mapping[str, Experiment]) -> Path:
     its curves.
     """
     sections, summary = [], []
-    for name, experiment in sorted(experiments.items(), key=lambda item: _arm_count(item[1])):
-        path = out / name
+    for name in _in_order(experiments, experiments):
+        experiment, path = experiments[name], out / name
         if not (path / "results.json").exists():
             continue
         scale, config = RunFolder.read_config(path, experiment)
@@ -149,8 +178,9 @@ def write_report(out: Path, experiments: Mapping[str, Experiment]) -> Path:
         summary.append((name, setting, arms, results))
         text = table(setting, config, arms, results).replace("# ", f"## {name}: ", 1)
         sections.append(f"{text}\n{_facts(path, results)}\n")
-        if results["runs"] and (path / "curves.png").exists():
-            sections.append(f"![Curves of {name}]({name}/curves.png)\n")
+        for picture in ("curves", "differences"):
+            if results["runs"] and (path / f"{picture}.png").exists():
+                sections.append(f"![{name}: {picture}]({name}/{picture}.png)\n")
     lines = ["# Experiments", "", *results_table(summary), "", *sections]
     report = out / "report.md"
     with writing(out), atomic_write(report) as temporary:

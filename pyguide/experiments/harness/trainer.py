@@ -105,6 +105,7 @@ class Trainer:
         FloatingPointError
             If a value of an epoch is not finite.
         """
+        start = time.perf_counter()
         torch.manual_seed(self.seed)
         state = checkpoint.load(report.note)
         if state is not None:
@@ -113,7 +114,6 @@ class Trainer:
         elif prepare is not None:
             self.prepared = prepare()
         before = self.records[-1]["seconds"] if self.records else 0.0
-        start = time.perf_counter()
         for epoch in range(len(self.records) + 1, self.epochs + 1):
             values, times = self._train_epoch()
             scores, right = self._scores()
