@@ -21,6 +21,7 @@ examples:
   pyguide train --list                    the experiments
   pyguide train deep-fcn --help           the options of one
   pyguide train deep-fcn --quick          a smoke run
+  pyguide train all --out runs/all        all of them by the protocol, and one report
 """
 
 
@@ -65,6 +66,7 @@ def add_train_parser(subparsers: Any) -> None:
     20
     """
     from pyguide.experiments.harness.command import add_experiment_parser
+    from pyguide.experiments.harness.suite import add_all_parser
 
     parser = subparsers.add_parser(
         "train",
@@ -88,3 +90,4 @@ def add_train_parser(subparsers: Any) -> None:
     chosen = parser.add_subparsers(dest="experiment", metavar="EXPERIMENT")
     for experiment in experiments.values():
         add_experiment_parser(chosen, experiment)
+    add_all_parser(chosen, experiments)

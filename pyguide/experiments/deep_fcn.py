@@ -10,22 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from torch import nn
-from torch.optim.lr_scheduler import StepLR
 
 from pyguide.data.mnist1d import mnist1d
 from pyguide.data.splits import Splits
-from pyguide.errors import UserError
 from pyguide.experiments.harness.config import Config, option
-from pyguide.experiments.harness.experiment import (
-    Arm,
-    Experiment,
-    Metric,
-    Optimization,
-    Setting,
-    three_arms,
-)
+from pyguide.experiments.harness.experiment import Arm, Experiment, Setting, three_arms
+from pyguide.experiments.harness.image_folder import ImageFolderConfig, ImageFolderSetting
 from pyguide.experiments.networks import DeepFCN, ResNet1D, resnet18
 
 __all__ = ["EXPERIMENT"]
@@ -45,9 +36,9 @@ class SmallConfig(Config):
     lr: dict[str, float] = field(
         default_factory=lambda: {"none": 1e-2, "trained": 3e-3, "untrained": 3e-3}
     )
-    depth: int = option(50, "Linear layers, output included", least=2)
-    width: int = option(128, "units of a hidden layer", least=1)
-    dropout: float = option(0.1, "dropout probability", least=0)
+    depth: int = option(50, "Linear layers, output included", least=2, target_only=True)
+    width: int = option(128, "units of a hidden layer", least=1, target_only=True)
+    dropout: float = option(0.1, "dropout probability", least=0, target_only=True)
 
 
 class Small(Setting[SmallConfig]):
@@ -59,6 +50,7 @@ class Small(Setting[SmallConfig]):
     arms = _ARMS
     config = SmallConfig()
     quick: ClassVar = {"seeds": (1,), "depth": 12, "epochs": 8, "guide_epochs": 5}
+    protocol: ClassVar = {"lrs": (1e-3, 3e-3, 1e-2)}
     chance = 0.1
     packages = ("mnist1d",)
 
@@ -85,53 +77,24 @@ class Small(Setting[SmallConfig]):
 
 
 @dataclass(frozen=True)
-class PaperConfig(Config):
-    """The paper's target and training, on the user's images."""
+class PaperConfig(ImageFolderConfig):
+    """The paper's target."""
 
     lr: dict[str, float] = field(
         default_factory=lambda: {"none": 1e-4, "trained": 5e-5, "untrained": 5e-5}
     )
-    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
-    epochs: int = option(100, "epochs of the target", least=1)
-    guide_epochs: int = option(100, "epochs of the trained guides", least=1)
-    guide_lr: float = option(1e-3, "learning rate of the trained guides")
-    data: str | None = option(None, "image folder with train/CLASS/* and val/CLASS/*", is_path=True)
-    image_size: int = option(224, "height and width of the images", least=32)
-    loaders: int = option(4, "processes of each job that read images", least=0)
-    depth: int = option(49, "Linear layers, output included", least=2)
-    first_width: int = option(2048, "units of the first hidden layer", least=1)
-    width: int = option(1024, "units of a hidden layer", least=1)
+    depth: int = option(49, "Linear layers, output included", least=2, target_only=True)
+    first_width: int = option(2048, "units of the first hidden layer", least=1, target_only=True)
+    width: int = option(1024, "units of a hidden layer", least=1, target_only=True)
 
 
-class Paper(Setting[PaperConfig]):
+class Paper(ImageFolderSetting[PaperConfig]):
     """The paper's networks: 150528 pixels -> 2048 -> 47 x 1024 -> 1000, and ResNet-18."""
 
     title = "Deep FCN on an image folder"
-    data_name = "image folder"
-    paper_name = _PAPER
     arms = _ARMS
     config = PaperConfig()
-    metric = Metric("top5_accuracy", "top-5 accuracy")
-    top_k = 5
-    packages = ("pillow",)
-
-    def check(self, config: PaperConfig) -> None:
-        if config.data is None:
-            raise UserError(
-                "--data: --scale paper needs an image folder, train/CLASS/* and val/CLASS/*"
-            )
-        for path in (Path(config.data, "train"), Path(config.data, "val")):
-            if not path.is_dir():
-                raise UserError(
-                    f"--data: {path} is missing; expected train/CLASS/* and val/CLASS/*"
-                )
-
-    def data(self, config: PaperConfig, cache: Path) -> Splits:
-        # Imports NumPy and Pillow, which a listing of the experiments does without.
-        from pyguide.data.image_splits import image_splits
-
-        assert config.data is not None
-        return image_splits(Path(config.data), config.image_size, config.device, config.loaders)
+    protocol: ClassVar = {"lrs": (5e-5, 1e-4, 2e-4)}
 
     def target(self, config: PaperConfig, data: Splits) -> nn.Module:
         return DeepFCN(
@@ -145,22 +108,11 @@ class Paper(Setting[PaperConfig]):
     def guide(self, config: PaperConfig, data: Splits) -> nn.Module:
         return resnet18(classes=data.classes)
 
-    def target_optimizer(
-        self, model: nn.Module, config: PaperConfig, lr: float, steps: int
-    ) -> Optimization:
-        optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
-        return optimizer, StepLR(optimizer, step_size=30 * steps, gamma=0.1)
-
-    def guide_optimizer(self, model: nn.Module, config: PaperConfig, steps: int) -> Optimization:
-        return self.target_optimizer(model, config, config.guide_lr, steps)
-
     def describe(self, config: PaperConfig) -> str:
         return (
             f"Target: {config.depth} Linear layers (output included), the first of "
-            f"{config.first_width} units, the others of {config.width}, on images of "
-            f"{config.image_size} x {config.image_size}; guide: ResNet-18; {config.epochs} epochs "
-            f"of batch {config.batch_size}, Adam, learning rate x 0.1 every 30 epochs. Tested on "
-            "val/; validated on one in 20 images of each class of train/, which are not trained on."
+            f"{config.first_width} units, the others of {config.width}; guide: ResNet-18; "
+            f"{self.training_text(config)}"
         )
 
 

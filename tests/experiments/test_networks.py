@@ -227,6 +227,30 @@ def test_a_plain_network_is_guided_by_its_residual_twin():
     assert guide.conv1.weight.grad is None
 
 
+def test_the_plain_1d_twin_has_the_same_convolutions_without_those_on_shortcuts():
+    x = torch.randn(8, 40)
+    residual, plain = (ResNet1D(width=4, stages=(2, 3, 2), skips=s) for s in (True, False))
+    shapes = [
+        [v.shape for name, v in m.state_dict().items() if "shortcut" not in name]
+        for m in (residual, plain)
+    ]
+    assert shapes[0] == shapes[1] and len(plain.state_dict()) < len(residual.state_dict())
+    convolutions = [m for m in plain.modules() if isinstance(m, torch.nn.Conv1d)]
+    assert len(convolutions) == 15 and plain(x).shape == (8, 10)
+    # Without shortcuts, a block whose weights are 0 gives no signal.
+    for network, passes in [(residual, True), (plain, False)]:
+        for block in network.blocks:
+            torch.nn.init.zeros_(block.conv2.weight)
+        first, second = network.eval()(x), network(2 * x)
+        assert torch.equal(first, second) != passes
+
+
+@pytest.mark.parametrize("stages", [(), (1, 0)])
+def test_1d_stages_have_blocks(stages):
+    with pytest.raises(ValueError, match="at least one block a stage"):
+        ResNet1D(stages=stages)
+
+
 def test_the_1d_guide_gives_14_pairs_from_the_first_to_the_last_hidden_layer():
     x = torch.randn(8, 40)
     guidance = Guidance(DeepFCN(50), ResNet1D(), example=x)

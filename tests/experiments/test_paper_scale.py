@@ -1,4 +1,4 @@
-"""``--scale paper`` of deep-fcn: its networks and training, and a run at reduced size."""
+"""``--scale paper``: the networks and training, and runs at reduced size."""
 
 from __future__ import annotations
 
@@ -11,8 +11,16 @@ from PIL import Image
 
 from pyguide.cli import main
 from pyguide.data.splits import Splits
+from pyguide.experiments import fcn_init, plain_cnn, wide_fcn
 from pyguide.experiments.deep_fcn import EXPERIMENT
-from pyguide.experiments.networks import DeepFCN, resnet18
+from pyguide.experiments.networks import (
+    DeepFCN,
+    ResNet,
+    WideFCN,
+    deep_convnet,
+    resnet18,
+    resnet50,
+)
 from pyguide.files import read_json
 
 SETTING = EXPERIMENT.scales["paper"]
@@ -30,6 +38,29 @@ def test_the_configuration_is_the_papers():
     for own, papers in networks:
         shapes = [[p.shape for p in model.parameters()] for model in (own, papers)]
         assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize(
+    ("module", "rate", "target", "guide"),
+    [
+        (wide_fcn, 1e-4, WideFCN, resnet18),
+        (fcn_init, 1e-4, WideFCN, resnet18),
+        (plain_cnn, 1e-3, deep_convnet, resnet50),
+    ],
+)
+def test_the_other_networks_are_the_papers(module, rate, target, guide):
+    setting = module.EXPERIMENT.scales["paper"]
+    config = setting.config
+    assert (config.batch_size, config.epochs, config.weight) == (256, 100, 1.0)
+    assert set(config.lr.values()) == {rate} and len(config.seeds) == 5
+    data = Splits(None, None, None, classes=1000)
+    with torch.device("meta"):
+        networks = [
+            (setting.target(config, data), target()),
+            (setting.guide(config, data), guide()),
+        ]
+    for own, papers in networks:
+        assert [p.shape for p in own.parameters()] == [p.shape for p in papers.parameters()]
 
 
 def test_the_learning_rate_falls_to_a_tenth_every_30_epochs():
@@ -95,3 +126,40 @@ def test_a_run_at_reduced_size(tmp_path, capsys):
     (again,) = read_json(other / "results.json")["runs"]
     (first,) = (run for run in results["runs"] if run["arm"] == "trained")
     assert again["test_loss"] == first["test_loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        (wide_fcn, ["--width", "16"]),
+        (fcn_init, ["--width", "16", "--align-steps", "2"]),
+        (plain_cnn, []),
+    ],
+    ids=["wide-fcn", "fcn-init", "plain-cnn"],
+)
+def test_the_others_at_reduced_size(
+    module, options, tmp_path, monkeypatch, jobs_in_threads, capsys
+):
+    """One step an epoch; ResNet-50 and its plain twin with one narrow block a stage."""
+
+    def small(stages, **changes):
+        def make(**given):
+            shared = {"bottleneck": True, "width": 4, "classes": given["classes"]}
+            return ResNet(stages, **shared, **changes)
+
+        return make
+
+    if module is plain_cnn:
+        monkeypatch.setattr(module, "resnet50", small([1, 1, 1, 1]))
+        monkeypatch.setattr(module, "deep_convnet", small([1, 1, 1, 1], skips=False))
+    make_images(tmp_path / "images")
+    out = tmp_path / "run"
+    name = module.EXPERIMENT.name
+    command = ["train", name, "--scale", "paper", "--data", str(tmp_path / "images")]
+    command += ["--image-size", "32", "--batch-size", "12", "--guide-batch-size", "12"]
+    command += ["--epochs", "2", "--guide-epochs", "1", "--seeds", "1", "--loaders", "0"]
+    assert main([*command, *options, "--workers", "1", "--out", str(out)]) == 0
+    results = read_json(out / "results.json")
+    assert len(results["runs"]) == 3 and results["failed"] == {}
+    assert "test top-5 accuracy (%)" in (out / "table.md").read_text()

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from pyguide.experiments.deep_fcn import EXPERIMENT
-from pyguide.experiments.harness import report
-from pyguide.experiments.harness.curves import by_epoch, plot_curves
+from pyguide.experiments.harness import report, statistics
+from pyguide.experiments.harness.curves import by_epoch, plot_curves, plot_differences
 from pyguide.experiments.harness.experiment import Metric, three_arms
 
 SETTING = EXPERIMENT.scales["default"]
@@ -19,7 +19,13 @@ ARMS = SETTING.arms
 def run(arm, seed, val_losses, accuracies):
     """A finished run and its records; its best epoch is its own."""
     records = [
-        {"epoch": i + 1, "val_loss": loss, "val_accuracy": a, "test_accuracy": a, "task_loss": loss}
+        {
+            "epoch": i + 1,
+            "val_loss": loss,
+            "task_loss": loss / 2,
+            **{f"{split}_accuracy": a for split in ("val", "test")},
+            "train_accuracy": min(1.0, 2 * a),
+        }
         for i, (loss, a) in enumerate(zip(val_losses, accuracies, strict=True))
     ]
     best = min(records, key=lambda record: record["val_loss"])
@@ -43,8 +49,8 @@ RECORDS = {key: log for _, logs in [*NONE, *UNTRAINED] for key, log in logs.item
 LEARNING_RATES = {"none": 1e-2, "trained": 3e-3, "untrained": 3e-3}
 
 
-def summarize(runs=RUNS, arms=ARMS):
-    return report.summarize(arms, runs, RECORDS.__getitem__, "accuracy")
+def summarize(runs=RUNS, arms=ARMS, **options):
+    return statistics.summarize(arms, runs, RECORDS.__getitem__, SETTING.metric, **options)
 
 
 def results(**changes):
@@ -54,16 +60,17 @@ def results(**changes):
         "sweep": [],
         "guides": [{"key": "guide-seed1", "test_accuracy": 0.988}],
         "failed": {},
+        "error_consistency": [],
         **changes,
     }
 
 
 def rows(text):
-    """Cells of the first column's rows, over all tables."""
-    return {
-        cells[1].strip(): [cell.strip() for cell in cells[2:-1]]
-        for cells in (line.split("|") for line in text.splitlines() if line.startswith("|"))
-    }
+    """Cells of the first column's rows, of the first table that has the row."""
+    found = {}
+    for cells in (line.split("|") for line in text.splitlines() if line.startswith("|")):
+        found.setdefault(cells[1].strip(), [cell.strip() for cell in cells[2:-1]])
+    return found
 
 
 def test_summary_by_hand():
@@ -84,6 +91,46 @@ def test_summary_by_hand():
     assert difference["by_seed"] == pytest.approx({"1": 0.2, "2": 0.3})
     assert difference["mean"] == pytest.approx(0.25)
     assert difference["standard_error"] == pytest.approx(0.05)
+    # The paper has the untrained guide above none; 0.25 is beyond two errors of 0.05.
+    assert untrained["verdict"] == "reproduced" and "gap_verdict" not in untrained
+
+
+def test_the_gap_between_training_and_validation_by_hand():
+    summary = summarize(judge_gap=True)
+    none, untrained = summary["none"], summary["untrained"]
+    # In the last epoch: seed 1 has 0 and 0, seed 2 has 1 and 0.6.
+    assert none["final_train"]["by_seed"] == {"1": 0.0, "2": 1.0}
+    assert none["gap"]["by_seed"] == pytest.approx({"1": 0.0, "2": 0.4})
+    assert none["loss_gap"]["by_seed"] == pytest.approx({"1": 4.5, "2": 0.5})
+    assert untrained["gap"]["by_seed"] == pytest.approx({"1": 0.3, "2": 0.5, "3": 0.3})
+    # 0.3 - 0.0 and 0.5 - 0.4.
+    assert untrained["gap_difference"]["by_seed"] == pytest.approx({"1": 0.3, "2": 0.1})
+    assert untrained["gap_verdict"] == "within noise"
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "sign", "expected"),
+    [
+        (2.1, 1.0, 1, "reproduced"),
+        (2.1, 1.0, -1, "not reproduced"),
+        (-2.1, 1.0, -1, "reproduced"),
+        (1.9, 1.0, 1, "within noise"),
+        (-1.9, 1.0, 1, "within noise"),
+        (5.0, None, 1, None),
+    ],
+)
+def test_a_verdict_needs_two_standard_errors(mean, error, sign, expected):
+    assert statistics.verdict({"mean": mean, "standard_error": error}, sign) == expected
+
+
+def test_what_the_paper_says_without_a_number():
+    arms = [
+        ARMS[0],
+        replace(ARMS[1], name="untrained", paper=None, expected="worse"),
+    ]
+    assert summarize(arms=arms)["untrained"]["verdict"] == "not reproduced"
+    nothing = replace(arms[1], expected=None)
+    assert "verdict" not in summarize(arms=[arms[0], nothing])["untrained"]
 
 
 def test_the_summary_does_not_depend_on_the_order_of_completion():
@@ -105,16 +152,18 @@ def test_table_puts_the_measurement_beside_the_papers():
     assert found["no guide"] == [
         "15.00 ± 5.00",
         "–",
+        "–",
         "55.00 ± 5.00",
         "2",
         "2",
         "0.01",
         "1.65 ± 1.21",
     ]
-    assert found["trained guide"] == [*["–"] * 5, "0.003", "7.50 ± 1.51"]
+    assert found["trained guide"] == [*["–"] * 6, "0.003", "7.50 ± 1.51"]
     assert found["untrained guide"] == [
         "50.00 ± 11.55",
         "+25.00 ± 5.00",
+        "reproduced",
         "50.00 ± 11.55",
         "3",
         "3",
@@ -161,10 +210,21 @@ def test_another_metric():
         for arm, seed, value in [("none", 1, 69.0), ("none", 2, 71.0), ("trained", 1, 40.0)]
     ]
     records = {
-        run["key"]: [{"epoch": 1, "val_loss": 4.0, "test_perplexity": run["test_perplexity"]}]
+        run["key"]: [
+            {
+                "epoch": 1,
+                "val_loss": 4.0,
+                "task_loss": 3.0,
+                "train_perplexity": 50.0,
+                "val_perplexity": 60.0,
+                "test_perplexity": run["test_perplexity"],
+            }
+        ]
         for run in runs
     }
-    summary = report.summarize(setting.arms, runs, records.__getitem__, "perplexity")
+    summary = statistics.summarize(setting.arms, runs, records.__getitem__, setting.metric)
+    # Lower is better: the gap is validation less training.
+    assert summary["none"]["gap"]["mean"] == 10.0
     text = report.table(setting, setting.config, setting.arms, results(summary=summary, guides=[]))
     found = rows(text)
     assert found["no guide"][0] == "70.00 ± 1.00" and found["trained guide"][1] == "-29.00"
@@ -172,7 +232,7 @@ def test_another_metric():
 
 
 def test_one_seed_has_no_standard_error():
-    assert report.mean_and_error([0.25]) == (0.25, None)
+    assert statistics.mean_and_error([0.25]) == (0.25, None)
 
 
 @pytest.mark.parametrize("setting", [SETTING, Perplexity()], ids=["accuracy", "perplexity"])
@@ -192,7 +252,21 @@ def test_more_arms_than_colours(tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("runs", [RUNS, [], RUNS[:1]], ids=["seeds", "no run", "no difference"])
+def test_differences_are_drawn(runs, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.errorbar",
+        lambda self, x, y, *, xerr, **_: drawn.append((x, y, xerr)),
+    )
+    path = tmp_path / "differences.png"
+    plot_differences(SETTING, SETTING.config, ARMS, summarize(runs), path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    # In percent: 25 with an error of 5.
+    assert drawn == ([pytest.approx((25.0, 0, 10.0))] if runs is RUNS else [])
+
+
 def test_a_metric_by_run_and_epoch():
     assert by_epoch(RUNS, RECORDS, "none", "val_loss") == [[1.0, 1.1, 9.0], [9.0, 1.1, 1.0]]
-    assert by_epoch(RUNS, RECORDS, "none", "train_accuracy") == []
+    assert by_epoch(RUNS, RECORDS, "none", "train_perplexity") == []
     assert by_epoch(RUNS, RECORDS, "trained", "val_loss") == []

@@ -19,7 +19,7 @@ TINY = ["--arms", "none", "--depth", "3", "--epochs", "2", "--workers", "1"]
 def without_times(value):
     """The value without what differs from run to run."""
     if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k != "seconds"}
+        return {k: without_times(v) for k, v in value.items() if k not in ("seconds", "times")}
     return [without_times(v) for v in value] if isinstance(value, list) else value
 
 
@@ -32,7 +32,8 @@ def test_a_run_folder_and_its_resume(tiny_data, jobs_in_threads, tmp_path, capfd
     assert len(printed.err.splitlines()) == 3
     assert "paper: ImageNet, top-5 accuracy (%)" in printed.out
 
-    names = {"config.json", "jobs", "results.json", "table.md", "curves.png", ".lock"}
+    names = {"config.json", "jobs", "results.json", "table.md", "curves.png", "differences.png"}
+    names.add(".lock")
     assert {path.name for path in out.iterdir()} == names
     config = read_json(out / "config.json")
     assert config["config"]["depth"] == 3 and config["versions"]["torch"] == torch.__version__

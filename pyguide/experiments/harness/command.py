@@ -20,7 +20,7 @@ from pyguide.experiments.harness.packages import check_packages
 from pyguide.experiments.harness.processes import worker_count
 from pyguide.experiments.harness.run import Run
 
-__all__ = ["add_experiment_parser", "train"]
+__all__ = ["add_experiment_parser", "configure", "run_folder", "train"]
 
 _METAVARS = {int: "N", float: "X", str: "NAME"}
 
@@ -42,7 +42,6 @@ def add_experiment_parser(subparsers: Any, experiment: Experiment) -> None:
         argument_default=argparse.SUPPRESS,
     )
     scales = experiment.scales
-    default = next(iter(scales.values()))
     add = parser.add_argument
     add("--out", metavar="FOLDER", help=f"new run folder (default: runs/{experiment.name}-TIME)")
     add("--resume", metavar="FOLDER", help="continue the unfinished runs of this folder")
@@ -64,12 +63,13 @@ def add_experiment_parser(subparsers: Any, experiment: Experiment) -> None:
         add("--scale", choices=list(scales), help=f"{names} (default: {next(iter(scales))})")
     if any(setting.quick is not None for setting in scales.values()):
         add("--quick", action="store_true", help="a smoke run: less of everything")
-    _add_grid_options(parser, default)
+    _add_grid_options(parser, scales)
     _add_config_options(parser, scales)
     parser.set_defaults(func=lambda args: train(experiment, args))
 
 
-def _add_grid_options(parser: argparse.ArgumentParser, setting: Setting[Any]) -> None:
+def _add_grid_options(parser: argparse.ArgumentParser, scales: Mapping[str, Setting[Any]]) -> None:
+    setting = next(iter(scales.values()))
     shipped = setting.config
     rates = " ".join(f"{arm}={lr:g}" for arm, lr in shipped.lr.items())
     arms = " ".join(arm.name for arm in setting.arms)
@@ -95,6 +95,17 @@ def _add_grid_options(parser: argparse.ArgumentParser, setting: Setting[Any]) ->
         action="store_true",
         help="first pick each arm's learning rate: that of lowest validation loss, with a seed "
         "that is not one of the final runs'",
+    )
+    final = " ".join(map(str, setting.protocol_changes()["seeds"]))
+    swept = {
+        scale: " ".join(f"{lr:g}" for lr in own.protocol_changes()["lrs"])
+        for scale, own in scales.items()
+    }
+    add(
+        "--protocol",
+        action="store_true",
+        help=f"as the published results: --sweep, three rates{_defaults(swept, len(scales))}, "
+        f"--seeds {final}, where not given",
     )
     add("--sweep-only", action="store_true", help="a sweep without the final runs")
     add("--lrs", nargs="+", type=float, metavar="LR", help=f"rates to sweep (default: {lrs})")
@@ -123,9 +134,15 @@ def _add_config_options(
         parser.add_argument(
             flag(name),
             type=_absolute if entry.metadata["is_path"] else type(entry.default),
-            metavar="PATH" if entry.metadata["is_path"] else _METAVARS[type(entry.default)],
+            metavar=_metavar(entry),
             help=entry.metadata["help"] + _defaults(defaults, len(scales)),
         )
+
+
+def _metavar(entry: Any) -> str:
+    if entry.metadata["choices"]:
+        return "{" + ",".join(entry.metadata["choices"]) + "}"
+    return "PATH" if entry.metadata["is_path"] else _METAVARS[type(entry.default)]
 
 
 def _defaults(by_scale: Mapping[str, Any], scales: int) -> str:
@@ -170,22 +187,15 @@ def train(experiment: Experiment, args: argparse.Namespace) -> int:
     else:
         path = Path(given.pop("out", f"runs/{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"))
         scale = given.pop("scale", next(iter(experiment.scales)))
-        config = _configure(experiment.scales[scale], scale, given)
-    check_packages(experiment.scales[scale].packages)
-    workers = worker_count(workers, config.threads, config.device)
-    check_device(config.device)
-    if resume is None:
-        folder = RunFolder.create(path, experiment, scale, config, seconds)
-    else:
-        folder = RunFolder.open(path, experiment, seconds)
+        config = configure(experiment.scales[scale], scale, given)
     go_on = f"pyguide train {experiment.name} --resume {path}"
     try:
-        results = Run(folder, experiment, scale, config, workers)()
+        folder, results = run_folder(
+            path, experiment, scale, config, workers, seconds, resume=resume is not None
+        )
     except KeyboardInterrupt:
         print(f"interrupted; to continue: {go_on}", file=sys.stderr)
         return 130
-    finally:
-        folder.close()
     if as_json:
         print(json.dumps(results, indent=1))
     else:
@@ -201,10 +211,40 @@ def train(experiment: Experiment, args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _configure(setting: Setting[Any], scale: str, given: dict[str, Any]) -> Config:
+def run_folder(
+    path: Path,
+    experiment: Experiment,
+    scale: str,
+    config: Config,
+    workers: int | None,
+    seconds: float,
+    *,
+    resume: bool,
+) -> tuple[RunFolder, dict[str, Any]]:
+    """Make a run folder, or open one, and do what it lacks; return it with its results.
+
+    Raises
+    ------
+    UserError
+        For a user's mistake, before any work is done; or when the folder cannot be written.
+    """
+    check_packages(experiment.scales[scale].packages)
+    workers = worker_count(workers, config.threads, config.device)
+    check_device(config.device)
+    if resume:
+        folder = RunFolder.open(path, experiment, seconds)
+    else:
+        folder = RunFolder.create(path, experiment, scale, config, seconds)
+    try:
+        return folder, Run(folder, experiment, scale, config, workers)()
+    finally:
+        folder.close()
+
+
+def configure(setting: Setting[Any], scale: str, given: dict[str, Any]) -> Config:
     """The shipped configuration with the options of the command line."""
     config = setting.config
-    known = {entry.name for entry in fields(config)} | {"sweep_only", "quick"}
+    known = {entry.name for entry in fields(config)} | {"sweep_only", "protocol", "quick"}
     for name in given:
         if name not in known:
             raise UserError(f"{flag(name)}: not an option of --scale {scale}")
@@ -216,6 +256,8 @@ def _configure(setting: Setting[Any], scale: str, given: dict[str, Any]) -> Conf
         if "seeds" in given:
             raise UserError("--sweep-only has no final runs: drop --seeds")
         given |= {"sweep": True, "seeds": ()}
+    if given.pop("protocol", False):
+        given = {"sweep": True, **setting.protocol_changes(), **given}
     return setting.checked(config.changed(given))
 
 

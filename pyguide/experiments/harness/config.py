@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
-from pyguide.errors import UserError
+from pyguide.distances import get_distance
+from pyguide.errors import UserError, first_line
+from pyguide.guidance.pairing import make_pairing
 
 __all__ = ["LEARNING_RATES", "Config", "option"]
 
@@ -21,7 +23,15 @@ GRID_FIELDS = ("arms", "seeds", "lr", "lrs", "sweep", "sweep_seed", "vary")
 C = TypeVar("C", bound="Config")
 
 
-def option(default: Any, help: str, *, least: float | None = None, is_path: bool = False) -> Any:
+def option(
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    is_path: bool = False,
+    choices: Sequence[str] = (),
+    target_only: bool = False,
+) -> Any:
     """A field of a :class:`Config` that is also a command-line option.
 
     Parameters
@@ -34,8 +44,19 @@ def option(default: Any, help: str, *, least: float | None = None, is_path: bool
         The smallest value allowed.
     is_path : bool
         Whether it is a path; it is made absolute, so that a run can go on from anywhere.
+    choices : sequence of str
+        The values allowed; any if there are none.
+    target_only : bool
+        Whether the guide does not depend on it: arms that differ in it share trained guides.
     """
-    return field(default=default, metadata={"help": help, "least": least, "is_path": is_path})
+    metadata = {
+        "help": help,
+        "least": least,
+        "is_path": is_path,
+        "choices": tuple(choices),
+        "target_only": target_only,
+    }
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -67,10 +88,34 @@ class Config:
     sweep: bool = False
     sweep_seed: int = 0
     vary: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    epochs: int = option(60, "epochs of the target", least=1)
-    batch_size: int = option(256, "samples of a batch", least=2)
-    weight: float = option(1.0, "factor of the guidance term")
-    clip: float | None = None
+    epochs: int = option(60, "epochs of the target", least=1, target_only=True)
+    batch_size: int = option(256, "samples of a batch", least=2, target_only=True)
+    weight: float = option(1.0, "factor of the guidance term", target_only=True)
+    distance: str = option("cka", "distance between layers, by name", target_only=True)
+    pairs: str = option(
+        "even",
+        "rule that pairs layers: even, first:K, last:K, paper or paper-sum",
+        target_only=True,
+    )
+    release_at: int = option(
+        0,
+        "optimizer steps after which the target trains alone; 0: never",
+        least=0,
+        target_only=True,
+    )
+    guide_mode: str = option(
+        "eval",
+        "statistics of the guide's BatchNorm layers",
+        choices=("eval", "batch_stats", "calibrated"),
+        target_only=True,
+    )
+    guide_input: str = option(
+        "data",
+        "what the guide sees: what the target sees, or Gaussian noise",
+        choices=("data", "noise"),
+        target_only=True,
+    )
+    clip: float | None = field(default=None, metadata={"target_only": True})
     guide_epochs: int = option(20, "epochs of the trained guides", least=1)
     guide_lr: float = option(1e-2, "learning rate of the trained guides")
     guide_batch_size: int = option(256, "samples of a batch of the trained guides", least=2)
@@ -109,6 +154,13 @@ class Config:
                 raise UserError(f"{flag(entry.name)}: expected a finite number, got {value}")
             if least is not None and value < least:
                 raise UserError(f"{flag(entry.name)}: expected at least {least}, got {value}")
+            choices = entry.metadata.get("choices")
+            if choices and value not in choices:
+                raise UserError(
+                    f"{flag(entry.name)}: expected {' or '.join(choices)}, got {value!r}"
+                )
+        _check_as("--distance", lambda: get_distance(self.distance))
+        _check_as("--pairs", lambda: make_pairing(self.pairs, {}, {}))
 
     def changed(self: C, options: Mapping[str, Any]) -> C:
         """A copy with command-line options in place of the shipped values.
@@ -180,6 +232,18 @@ def option_fields(config: Config) -> list[Any]:
 def flag(name: str) -> str:
     """The command-line option of a field."""
     return "--" + name.replace("_", "-")
+
+
+def target_only_fields(config: Config) -> set[str]:
+    """The fields on which a guide does not depend."""
+    return {entry.name for entry in fields(config) if entry.metadata.get("target_only")}
+
+
+def _check_as(name: str, make: Callable[[], Any]) -> None:
+    try:
+        make()
+    except ValueError as error:
+        raise UserError(f"{name}: {first_line(error)}") from None
 
 
 def _check_list(name: str, values: Sequence[Any]) -> None:

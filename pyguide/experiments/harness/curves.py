@@ -9,7 +9,7 @@ from typing import Any
 from pyguide.experiments.harness.config import Config
 from pyguide.experiments.harness.experiment import Arm, Setting
 
-__all__ = ["by_epoch", "plot_curves"]
+__all__ = ["by_epoch", "plot_curves", "plot_differences"]
 
 # Okabe & Ito's palette: told apart with any colour vision. The first is the baseline's.
 _COLORS = ("#555555", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -85,6 +85,49 @@ def plot_curves(
     seeds = "1 seed" if n == 1 else f"mean and range of {n} seeds"
     smoke = " (a smoke run)" if config.quick else ""
     figure.suptitle(f"{setting.title}, {seeds}{smoke}")
+    figure.savefig(path, dpi=150, format="png")
+
+
+def plot_differences(
+    setting: Setting[Any],
+    config: Config,
+    arms: Sequence[Arm],
+    summary: Mapping[str, Any],
+    path: Path,
+) -> None:
+    """Draw each arm's difference to its baseline with two standard errors, as a PNG.
+
+    Parameters
+    ----------
+    summary : dict
+        Of :func:`~pyguide.experiments.harness.statistics.summarize`.
+    path : Path
+        File to write.
+    """
+    from matplotlib.figure import Figure
+
+    metric, labels = setting.metric, {arm.name: arm.label for arm in arms}
+    shown = [arm for arm in arms if "difference" in summary.get(arm.name, {})]
+    figure = Figure(figsize=(9, 1.2 + 0.25 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    for row, arm in enumerate(shown):
+        found = summary[arm.name]["difference"]
+        error = found["standard_error"]
+        axes.errorbar(
+            metric.scale * found["mean"],
+            row,
+            xerr=None if error is None else 2 * metric.scale * error,
+            fmt="o",
+            color=_COLORS[1],
+        )
+    names = [f"{arm.label} – {labels[arm.baseline or '']}" for arm in shown]
+    axes.set_yticks(range(len(shown)), names)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", lw=0.8)
+    axes.grid(axis="x", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(f"difference in test {metric.title}, two standard errors")
+    figure.suptitle(setting.title + (" (a smoke run)" if config.quick else ""))
     figure.savefig(path, dpi=150, format="png")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from pyguide.data.splits import Split, Splits
 from pyguide.errors import UserError
 from pyguide.experiments.harness.config import Config
-from pyguide.guidance import Guidance
+from pyguide.guidance import Guidance, gaussian_noise
 
 __all__ = ["Arm", "Experiment", "Metric", "Setting", "three_arms"]
 
@@ -65,23 +65,32 @@ class Arm:
         For options and files; for tables and curves.
     guide : str
         ``"none"``, ``"trained"`` or ``"untrained"``.
-    guidance : dict
-        Options of :class:`pyguide.Guidance`; the weight is the configuration's unless given.
+    options : dict
+        Of the method: those of :class:`pyguide.Guidance` that differ from the configuration's,
+        or ``alpha`` and ``temperature`` of
+        :class:`~pyguide.experiments.harness.objectives.Distilled`.
     changes : dict
         Fields of the :class:`Config` that differ in this arm.
     baseline : str or None
         The arm whose results are subtracted, seed by seed.
     paper : (float, float) or None
         The paper's mean and standard error, in the metric's unit.
+    expected : "better", "worse" or None
+        Than the baseline, where the paper says so without a number.
+    method : "guidance", "distillation" or "initialization"
+        What the guide is used for: guidance in training; as a teacher; or to align the target
+        with it before training, see :meth:`Setting.initialize`.
     """
 
     name: str
     label: str
     guide: str = "none"
-    guidance: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
     baseline: str | None = "none"
     paper: tuple[float, float] | None = None
+    expected: str | None = None
+    method: str = "guidance"
 
 
 def three_arms(**paper: tuple[float, float]) -> tuple[Arm, ...]:
@@ -109,9 +118,13 @@ class Setting(ABC, Generic[C]):
     #: The shipped configuration, and what a smoke run (``--quick``) changes in it.
     config: C
     quick: ClassVar[Mapping[str, Any] | None] = None
+    #: What ``--protocol`` sweeps, as ``lrs``, and its final seeds where they are not 1 to 5.
+    protocol: ClassVar[Mapping[str, Any]] = {}
     metric = Metric()
     #: The metric of guessing, drawn in the curves.
     chance: float | None = None
+    #: Whether the gap between training and validation is what the experiment measures.
+    judge_gap = False
     #: A prediction counts as right if it is among the k largest logits.
     top_k = 1
     #: Packages of the extra "experiments" that it imports, beside those of the report.
@@ -152,7 +165,24 @@ class Setting(ABC, Generic[C]):
 
     def guidance(self, target: nn.Module, guide: nn.Module, config: C, arm: Arm) -> Guidance:
         """What guides the target in an arm."""
-        return Guidance(target, guide, **{"weight": config.weight, **arm.guidance})
+        options = {
+            "pairs": config.pairs,
+            "distance": config.distance,
+            "weight": config.weight,
+            "release_at": config.release_at or None,
+            "guide_mode": config.guide_mode,
+            "timed": True,
+        }
+        if config.guide_input == "noise":
+            options["guide_transform"] = gaussian_noise(int(torch.randint(2**31, ())))
+        own = arm.options if arm.method == "guidance" else {}
+        return Guidance(target, guide, **{**options, **own})
+
+    def initialize(
+        self, guidance: Guidance, config: C, arm: Arm, data: Splits, seed: int
+    ) -> dict[str, float]:
+        """Align a new target before its training, in an arm of that method; return a record."""
+        raise NotImplementedError(f"{self.title}: no initialization")
 
     def guidance_loss(self, guidance: Guidance, x: Any, y: Any) -> Tensor:
         """The guidance term of a batch."""
@@ -167,20 +197,33 @@ class Setting(ABC, Generic[C]):
         return {self.metric.key: self._right(output, y).float().mean()}
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
-        """The mean loss and the metric of a split, in evaluation mode."""
+    def evaluate(self, model: nn.Module, split: Split) -> dict[str, Any]:
+        """The mean loss and the metric of a split, in evaluation mode.
+
+        Where a prediction is right or wrong, also "right": a bool tensor of the samples, on the
+        CPU.
+        """
         model.eval()
-        loss, right, samples = 0.0, 0, 0
+        loss, right = 0.0, []
         for x, y in split.batches():
             output = model(x)
             loss += F.cross_entropy(output, y).item() * len(y)
-            right += int(self._right(output, y).sum())
-            samples += len(y)
-        return {"loss": loss / samples, self.metric.key: right / samples}
+            right.append(self._right(output, y).cpu())
+        flags = torch.cat(right)
+        share = flags.sum().item() / len(flags)
+        return {"loss": loss / len(flags), self.metric.key: share, "right": flags}
 
     def _right(self, logits: Tensor, y: Tensor) -> Tensor:
         k = min(self.top_k, logits.shape[1])
         return (logits.topk(k, dim=1).indices == y.unsqueeze(1)).any(dim=1)
+
+    def protocol_changes(self) -> dict[str, Any]:
+        """Learning rates and seeds of the published results: three rates, then five fresh seeds."""
+        return {"lrs": self.config.lrs, "seeds": (1, 2, 3, 4, 5), **self.protocol}
+
+    def is_compared(self, arm: Arm) -> bool:
+        """Whether the report has the arm's curves, and its error consistency with the others."""
+        return True
 
     def checked(self, config: C) -> C:
         """The configuration, if its arms have what they need; else UserError."""
@@ -190,11 +233,22 @@ class Setting(ABC, Generic[C]):
                 raise UserError(f"--arms: unknown arm {name!r}; the arms are {', '.join(known)}")
             if not config.sweep and name not in config.lr:
                 raise UserError(f"--lr: arm {name} has no learning rate")
+        self._check_varied(config)
+        for arm in self.variants(config):
+            self.check(replace(config, vary={}, **arm.changes))
         weights = config.guide_weights
         if weights is not None and not Path(weights).is_file():
             raise UserError(f"--guide-weights: {weights} is no file")
-        self.check(config)
         return config
+
+    def _check_varied(self, config: C) -> None:
+        """An arm that sets a field itself would not be what its name says where it is varied."""
+        for arm in self.arms:
+            for name in config.vary:
+                if arm.name in config.arms and name in arm.changes:
+                    raise UserError(
+                        f"--vary: arm {arm.name} sets {name} itself; choose others with --arms"
+                    )
 
     def variants(self, config: C) -> list[Arm]:
         """The arms of a configuration; with ``--vary``, each at every combination of values."""
@@ -210,13 +264,13 @@ class Setting(ABC, Generic[C]):
 def _variant(arm: Arm, changes: Mapping[str, Any]) -> Arm:
     suffix = "".join(f",{name}={value}" for name, value in changes.items())
     label = "".join(f", {name.replace('_', ' ')} {value}" for name, value in changes.items())
-    return Arm(
-        arm.name + suffix,
-        arm.label + label,
-        arm.guide,
-        arm.guidance,
-        {**arm.changes, **changes},
-        None if arm.baseline is None else arm.baseline + suffix,
+    return replace(
+        arm,
+        name=arm.name + suffix,
+        label=arm.label + label,
+        changes={**arm.changes, **changes},
+        baseline=None if arm.baseline is None else arm.baseline + suffix,
+        paper=None,
     )
 
 

@@ -49,7 +49,7 @@ class _Log:
 class RunFolder:
     """The folder of a run, of which this process is the only writer: it holds ``.lock``.
 
-    ==================  ============================================================
+    =================== ============================================================
     ``config.json``     what to run, and the versions that began it
     ``jobs/``           a file a job: a line an epoch, flushed, and its result last
     ``checkpoints/``    states of unfinished jobs
@@ -58,12 +58,14 @@ class RunFolder:
     ``results.json``    results of the finished jobs and their summary
     ``table.md``        the report
     ``curves.png``      its picture
-    ==================  ============================================================
+    ``differences.png`` the arms against their baselines
+    =================== ============================================================
     """
 
     def __init__(self, path: Path, checkpoint_seconds: float) -> None:
         self.path = path
         self.table, self.curves = path / "table.md", path / "curves.png"
+        self.differences = path / "differences.png"
         self.checkpoint_seconds = checkpoint_seconds
         self._logs: dict[str, _Log] = {}
         self._running: dict[str, list[dict[str, Any]]] = {}
@@ -146,6 +148,7 @@ class RunFolder:
 
     def add_epoch(self, key: str, job: Job, record: dict[str, Any]) -> None:
         """Append the record of a running job to its file."""
+        record = _rounded(record)
         records = [] if record["epoch"] == 1 else self._running[key]
         self._running[key] = [*records, record]
         path = self._job_file(key)
@@ -179,6 +182,13 @@ class RunFolder:
 
     def _job_file(self, key: str) -> Path:
         return self.path / "jobs" / f"{key}.jsonl"
+
+
+def _rounded(value: Any) -> Any:
+    """Floats with six significant digits: records are many, and are drawn and averaged."""
+    if isinstance(value, dict):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 @contextmanager

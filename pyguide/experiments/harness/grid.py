@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from pyguide.experiments.harness.config import Config
+from pyguide.experiments.harness.config import Config, target_only_fields
 from pyguide.experiments.harness.experiment import Arm, Setting
 from pyguide.experiments.harness.jobs import Files, GuideJob, TargetJob, arm_config
 from pyguide.experiments.harness.progress import Task
@@ -48,15 +48,19 @@ def _task(
 ) -> Task:
     key = f"sweep-{arm.name}-lr{lr!r}" if sweep else f"{arm.name}-seed{seed}"
     own = arm_config(config, arm)
-    guide = guide_key(arm, seed)
+    guide = guide_key(config, arm, seed)
     job = TargetJob(setting, own, arm, seed, lr, sweep, files(key, guide))
     needs = guide if arm.guide == "trained" and own.guide_weights is None else None
     return Task(key, job, needs=needs, cost=setting.cost(own, arm))
 
 
-def guide_key(arm: Arm, seed: int) -> str:
-    """The task of an arm's trained guide; arms with the same configuration share it."""
-    return f"guide-seed{seed}" + "".join(f",{name}={value}" for name, value in arm.changes.items())
+def guide_key(config: Config, arm: Arm, seed: int) -> str:
+    """The task of an arm's trained guide; arms share it if they differ only in the target."""
+    return f"guide-seed{seed}" + "".join(
+        f",{name}={value}"
+        for name, value in arm.changes.items()
+        if name not in target_only_fields(config)
+    )
 
 
 def with_guides(tasks: Sequence[Task], files: FilesOf) -> list[Task]:

@@ -7,6 +7,7 @@ part, the dropout masks, so their differences can be taken pair by pair.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from torch import nn
 
 from pyguide.data.splits import Splits
 from pyguide.experiments.harness.checkpoint import Checkpoint
-from pyguide.experiments.harness.config import GRID_FIELDS, Config
+from pyguide.experiments.harness.config import GRID_FIELDS, Config, target_only_fields
 from pyguide.experiments.harness.experiment import Arm, Setting
+from pyguide.experiments.harness.objectives import Distilled, Guided, Objective
 from pyguide.experiments.harness.trainer import Report, Trainer
-from pyguide.guidance import Guidance
 from pyguide.torch_files import load_tensors, save_tensors
 
 __all__ = ["Files", "GuideJob", "TargetJob", "arm_config"]
@@ -82,7 +83,8 @@ class GuideJob:
     @property
     def identity(self) -> dict[str, Any]:
         """What the result depends on, as JSON types."""
-        return {"arm": None} | _identity(self.config, self.seed, self.score_test)
+        without = target_only_fields(self.config)
+        return {"arm": None} | _identity(self.config, self.seed, self.score_test, without)
 
     def run(self, report: Report) -> dict[str, Any]:
         """Train, save the weights and return the result."""
@@ -152,6 +154,7 @@ class TargetJob:
         data = self.setting.data(config, self.files.cache)
         torch.manual_seed(self.seed)
         target = self.setting.target(config, data).to(config.device)
+        guide = self._guide(data)
         steps = len(data.train) // config.batch_size
         optimization = self.setting.target_optimizer(target, config, self.lr, steps)
         trainer = Trainer(
@@ -162,25 +165,51 @@ class TargetJob:
             seed=self.seed,
             epochs=config.epochs,
             batch_size=config.batch_size,
-            guidance=self._guidance(target, data),
+            objective=self._objective(target, guide),
             clip=config.clip,
             score_test=not self.sweep,
         )
         try:
-            return trainer.run(report, _checkpoint(self))
+            return trainer.run(report, _checkpoint(self), self._preparation(target, guide, data))
         except FloatingPointError as error:
             if self.sweep:
                 return {"diverged": str(error)}
             raise
 
-    def _guidance(self, target: nn.Module, data: Splits) -> Guidance | None:
+    def _guide(self, data: Splits) -> nn.Module | None:
         if self.arm.guide == "none":
             return None
         guide = _new_guide(self.setting, self.config, data, self.seed)
         if self.arm.guide == "trained":
             given = self.config.guide_weights
             guide.load_state_dict(load_tensors(self.files.guide if given is None else Path(given)))
-        return self.setting.guidance(target, guide, self.config, self.arm)
+        return guide
+
+    def _objective(self, target: nn.Module, guide: nn.Module | None) -> Objective:
+        setting, arm = self.setting, self.arm
+        if guide is None or arm.method == "initialization":
+            return Objective(setting)
+        if arm.method == "distillation":
+            return Distilled(setting, guide, **arm.options)
+        return Guided(setting, setting.guidance(target, guide, self.config, arm))
+
+    def _preparation(
+        self, target: nn.Module, guide: nn.Module | None, data: Splits
+    ) -> Callable[[], dict[str, float]] | None:
+        """What is done to the target before its training."""
+        if guide is None or self.arm.method != "initialization":
+            return None
+
+        def align() -> dict[str, float]:
+            device = torch.device(self.config.device)
+            devices = [device] if device.type == "cuda" else []
+            with torch.random.fork_rng(devices=devices):
+                guidance = self.setting.guidance(target, guide, self.config, self.arm)
+                record = self.setting.initialize(guidance, self.config, self.arm, data, self.seed)
+                guidance.close()
+            return record
+
+        return align
 
 
 def _new_guide(setting: Setting[Any], config: Config, data: Splits, seed: int) -> nn.Module:
@@ -190,8 +219,12 @@ def _new_guide(setting: Setting[Any], config: Config, data: Splits, seed: int) -
         return setting.guide(config, data).to(config.device)
 
 
-def _identity(config: Config, seed: int, score_test: bool) -> dict[str, Any]:
-    values = {k: v for k, v in config.to_json().items() if k not in GRID_FIELDS}
+def _identity(
+    config: Config, seed: int, score_test: bool, without: Collection[str] = ()
+) -> dict[str, Any]:
+    values = {
+        k: v for k, v in config.to_json().items() if k not in GRID_FIELDS and k not in without
+    }
     return {"seed": seed, "score_test": score_test, "config": values}
 
 

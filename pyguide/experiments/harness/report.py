@@ -1,121 +1,17 @@
-"""Summary and table of a run, for any experiment and metric."""
+"""The report of a run in Markdown, for any experiment and metric."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyguide.experiments.harness.config import Config
 from pyguide.experiments.harness.experiment import Arm, Metric, Setting
 
-__all__ = ["mean_and_error", "summarize", "table"]
+__all__ = ["results_table", "table"]
 
-Records = Sequence[Mapping[str, Any]]
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and standard error, ``std(ddof=1) / sqrt(n)``; None for a single value.
-
-    Examples
-    --------
-    >>> from pyguide.experiments.harness.report import mean_and_error
-    >>> mean_and_error([1.0, 3.0])
-    (2.0, 1.0)
-    >>> mean_and_error([1.0])
-    (1.0, None)
-    """
-    n = len(values)
-    mean = sum(values) / n
-    if n == 1:
-        return mean, None
-    variance = sum((value - mean) ** 2 for value in values) / (n - 1)
-    return mean, math.sqrt(variance / n)
-
-
-def summarize(
-    arms: Sequence[Arm],
-    runs: Sequence[Mapping[str, Any]],
-    records: Callable[[str], Records],
-    metric: str,
-) -> dict[str, Any]:
-    """Test scores of each arm, and their differences to its baseline paired by seed.
-
-    An arm is scored at one epoch for all its seeds, that of the lowest validation loss
-    averaged over them (the paper's protocol); and, to compare, at each run's own epoch of
-    lowest validation loss.
-
-    Parameters
-    ----------
-    arms : sequence of Arm
-        In the order wanted; one without a run is left out.
-    runs : sequence of dict
-        Finished runs, with ``key``, ``arm``, ``seed`` and the test score at their best epoch.
-    records : callable
-        From a run's key to its record of every epoch.
-    metric : str
-        Key of the score.
-
-    Returns
-    -------
-    dict
-        By arm: ``epoch``, ``test``, ``test_at_own_epochs``, and where there are runs of the
-        baseline with the same seeds ``baseline`` and ``difference``. The statistics are dicts
-        of ``by_seed``, ``mean``, ``standard_error`` (None for one seed) and ``n``.
-    """
-    summary: dict[str, Any] = {}
-    for arm in arms:
-        own = sorted((run for run in runs if run["arm"] == arm.name), key=lambda run: run["seed"])
-        if not own:
-            continue
-        logs = {run["seed"]: records(run["key"]) for run in own}
-        epoch = _shared_epoch(list(logs.values()))
-        scores = {seed: log[epoch - 1][f"test_{metric}"] for seed, log in logs.items()}
-        own_epochs = {run["seed"]: run[f"test_{metric}"] for run in own}
-        summary[arm.name] = {
-            "epoch": epoch,
-            "test": _statistics(scores),
-            "test_at_own_epochs": _statistics(own_epochs),
-        }
-    for arm in arms:
-        baseline = summary.get(arm.baseline or "")
-        if arm.name in summary and baseline is not None:
-            difference = _difference(summary[arm.name]["test"], baseline["test"])
-            if difference is not None:
-                summary[arm.name] |= {"baseline": arm.baseline, "difference": difference}
-    return summary
-
-
-def _shared_epoch(logs: Sequence[Records]) -> int:
-    """The first epoch of the lowest validation loss averaged over the runs."""
-    losses = [
-        math.fsum(record["val_loss"] for record in epoch) for epoch in zip(*logs, strict=True)
-    ]
-    return losses.index(min(losses)) + 1
-
-
-def _difference(
-    statistics: Mapping[str, Any], baseline: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    theirs = baseline["by_seed"]
-    pairs = {
-        int(seed): value - theirs[seed]
-        for seed, value in statistics["by_seed"].items()
-        if seed in theirs
-    }
-    return _statistics(pairs) if pairs else None
-
-
-def _statistics(by_seed: Mapping[int, float]) -> dict[str, Any]:
-    # In the order of the seeds: the last bits of a sum depend on the order of its terms.
-    by_seed = dict(sorted(by_seed.items()))
-    mean, error = mean_and_error(list(by_seed.values()))
-    return {
-        "by_seed": {str(seed): value for seed, value in by_seed.items()},
-        "mean": mean,
-        "standard_error": error,
-        "n": len(by_seed),
-    }
+# Of one experiment: name, setting, arms and results.
+Run = tuple[str, Setting[Any], Sequence[Arm], Mapping[str, Any]]
 
 
 def table(
@@ -135,7 +31,11 @@ def table(
         lines += ["**A smoke run (`--quick`): these numbers say nothing about guidance.**", ""]
     if config.seeds:
         lines += _result_lines(setting, arms, results)
+        lines += _gap_lines(setting, arms, results)
     lines += [setting.describe(config), ""]
+    if config.seeds:
+        lines += _cost_lines(arms, results)
+        lines += _consistency_lines(arms, results)
     if config.sweep:
         lines += _sweep_lines(config, arms, results)
     guides = [guide for guide in results["guides"] if f"test_{setting.metric.key}" in guide]
@@ -146,13 +46,46 @@ def table(
     return "\n".join(lines).rstrip() + "\n"
 
 
+def results_table(runs: Sequence[Run]) -> list[str]:
+    """Of all experiments, the arms that the paper says something of, a row each."""
+    titles = ["experiment", "arm", "test", "difference to baseline", "verdict"]
+    rows = [[*titles, "gap: difference", "verdict", "seeds", "paper: difference"]]
+    for name, setting, arms, results in runs:
+        by_name = {arm.name: arm for arm in arms}
+        labels = {arm.name: arm.label for arm in arms}
+        for arm in arms:
+            own = results["summary"].get(arm.name)
+            if own is None or not {"verdict", "gap_verdict"} & set(own):
+                continue
+            metric = setting.metric
+            cells = [
+                _score(metric, own["test"]),
+                _difference(metric, own, "difference", labels),
+                own.get("verdict") or "–",
+                _difference(metric, own, "gap_difference", labels),
+                own.get("gap_verdict") or "–",
+                str(own["difference"]["n"]),
+                _paper_difference(arm, by_name.get(own["baseline"])),
+            ]
+            rows.append([name, arm.label, *cells])
+    return markdown_table(rows) if len(rows) > 1 else []
+
+
+def _paper_difference(arm: Arm, baseline: Arm | None) -> str:
+    if arm.paper is not None and baseline is not None and baseline.paper is not None:
+        return f"{arm.paper[0] - baseline.paper[0]:+.2f}"
+    return arm.expected or "–"
+
+
 def _result_lines(setting: Setting[Any], arms: Sequence[Arm], results: dict[str, Any]) -> list[str]:
     metric, rates, summary = setting.metric, results["learning_rates"], results["summary"]
     better = "" if metric.higher_is_better else ", lower is better"
+    judged = any(arm.paper is not None or arm.expected is not None for arm in arms)
     titles = [
         "",
         f"{setting.data_name}, test {metric.title}{better}",
         "difference to baseline",
+        *(["verdict"] if judged else []),
         "at own epochs",
         "epoch",
         "seeds",
@@ -160,14 +93,15 @@ def _result_lines(setting: Setting[Any], arms: Sequence[Arm], results: dict[str,
     ]
     papers = any(arm.paper is not None for arm in arms)
     rows = [[*titles, f"paper: {setting.paper_name}"] if papers else titles]
+    labels = {arm.name: arm.label for arm in arms}
     for arm in arms:
-        cells = ["–"] * 5
+        cells = ["–"] * (6 if judged else 5)
         own = summary.get(arm.name)
         if own is not None:
-            difference = own.get("difference")
             cells = [
                 _score(metric, own["test"]),
-                "–" if difference is None else _score(metric, difference, "+"),
+                _difference(metric, own, "difference", labels),
+                *([own.get("verdict") or "–"] if judged else []),
                 _score(metric, own["test_at_own_epochs"]),
                 str(own["epoch"]),
                 str(own["test"]["n"]),
@@ -176,18 +110,112 @@ def _result_lines(setting: Setting[Any], arms: Sequence[Arm], results: dict[str,
         paper = "–" if arm.paper is None else f"{arm.paper[0]:.2f} ± {arm.paper[1]:.2f}"
         rows.append([arm.label, *cells, rate, *([paper] if papers else [])])
     lines = [
-        *_markdown(rows),
+        *markdown_table(rows),
         "",
         "Mean ± standard error over seeds. Test scores are those of the epoch with the lowest "
         "validation loss averaged over the seeds; *at own epochs*: of each run's own epoch of "
         "lowest validation loss. Differences are paired by seed.",
     ]
+    if judged:
+        lines += [
+            "*Reproduced*: beyond two standard errors of the difference in the paper's direction; "
+            "*not reproduced*: beyond two the other way; else *within noise*."
+        ]
     if papers:
         lines += [
             "The paper's column is of its own data, networks and metric: compare the order of "
             "the arms, not the numbers."
         ]
     return [*lines, ""]
+
+
+def _difference(
+    metric: Metric, own: Mapping[str, Any], name: str, labels: Mapping[str, str]
+) -> str:
+    """A paired difference; of another baseline than the first arm, also its name."""
+    if name not in own:
+        return "–"
+    text = _score(metric, own[name], "+")
+    baseline = own["baseline"]
+    first = next(iter(labels))
+    return text if baseline == first else f"{text} ({labels.get(baseline, baseline)})"
+
+
+def _gap_lines(setting: Setting[Any], arms: Sequence[Arm], results: dict[str, Any]) -> list[str]:
+    """Training against validation in the last epoch."""
+    metric, summary = setting.metric, results["summary"]
+    judged = setting.judge_gap
+    titles = [
+        "last epoch",
+        f"training {metric.title}",
+        f"validation {metric.title}",
+        "gap",
+        "difference to baseline",
+        *(["verdict"] if judged else []),
+        "validation loss - training loss",
+    ]
+    rows = [titles]
+    plain = Metric(scale=1.0)
+    labels = {arm.name: arm.label for arm in arms}
+    for arm in arms:
+        own = summary.get(arm.name)
+        if own is None:
+            continue
+        scores = [_score(metric, own[name]) for name in ("final_train", "final_val", "gap")]
+        verdict = [own.get("gap_verdict") or "–"] if judged else []
+        difference = _difference(metric, own, "gap_difference", labels)
+        loss = _score(plain, own["loss_gap"])
+        rows.append([arm.label, *scores, difference, *verdict, loss])
+    return [] if len(rows) == 1 else [*markdown_table(rows), ""]
+
+
+def _cost_lines(arms: Sequence[Arm], results: dict[str, Any]) -> list[str]:
+    """Shares of a guided step."""
+    rows = [["a guided step", "ms", "guide", "distances", "their backward", "share of guidance"]]
+    for arm in arms:
+        times = results["summary"].get(arm.name, {}).get("times", {})
+        if not times:
+            continue
+        parts = [times.get(name, 0.0) for name in ("guide", "distances", "backward")]
+        shares = [part / times["step"] for part in [*parts, sum(parts)]]
+        cells = [f"{1000 * times['step']:.1f}", *(f"{100 * share:.0f} %" for share in shares)]
+        rows.append([arm.label, *cells])
+    if len(rows) == 1:
+        return []
+    text = (
+        "Medians over epochs and seeds; jobs ran side by side, so compare the shares. The guide's "
+        "is its forward pass."
+    )
+    return [*markdown_table(rows), "", text, ""]
+
+
+def _consistency_lines(arms: Sequence[Arm], results: dict[str, Any]) -> list[str]:
+    """Error consistency within and between arms and guides."""
+    labels = {arm.name: arm.label for arm in arms}
+    rows = [["error consistency (κ)", "and", "other seeds", "pairs", "same seed"]]
+    for row in results["error_consistency"]:
+        mean, same = row["mean"], row["same_seed"]
+        error = row["standard_error"]
+        other = "–" if mean is None else f"{mean:.3f}"
+        if error is not None:
+            other += f" ± {error:.3f}"
+        names = [_group(labels, row[side]) for side in ("first", "second")]
+        rows.append([*names, other, str(row["pairs"]), "–" if same is None else f"{same:.3f}"])
+    if len(rows) == 1:
+        return []
+    text = (
+        "Cohen's κ of being right on the same test samples: 1 for the same errors, 0 for "
+        "independent ones (Geirhos et al. 2020). Each network is taken at its own epoch of lowest "
+        "validation loss. The standard error is over pairs, which share networks: it is too small. "
+        "*Same seed*: a guide and the target that it guided, or two targets of "
+        "one initialisation."
+    )
+    return [*markdown_table(rows), "", text, ""]
+
+
+def _group(labels: Mapping[str, str], name: str) -> str:
+    """An arm's label; of guides, also what was varied."""
+    return labels.get(name) or name.replace("guides", "trained guides", 1).replace(",", ", ")
 
 
 def _sweep_lines(config: Config, arms: Sequence[Arm], results: dict[str, Any]) -> list[str]:
@@ -207,7 +235,7 @@ def _sweep_lines(config: Config, arms: Sequence[Arm], results: dict[str, Any]) -
         rows.append([arm.label, *cells])
         if picked in (min(config.lrs), max(config.lrs)):
             edges.append(arm.label)
-    lines = [*_markdown(rows), "", f"Learning rates swept with seed {config.sweep_seed}."]
+    lines = [*markdown_table(rows), "", f"Learning rates swept with seed {config.sweep_seed}."]
     if edges and len(config.lrs) > 1:
         lines += [
             f"Picked at the edge of the rates, so a better one may lie outside: {', '.join(edges)}."
@@ -229,7 +257,7 @@ def _score(metric: Metric, statistics: Mapping[str, Any], sign: str = "") -> str
     return mean if error is None else f"{mean} ± {metric.scale * error:.2f}"
 
 
-def _markdown(rows: list[list[str]]) -> list[str]:
+def markdown_table(rows: list[list[str]]) -> list[str]:
     """A pipe table whose columns also line up as plain text."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [

@@ -9,7 +9,8 @@ from typing import Any
 from pyguide.data.splits import Splits
 from pyguide.errors import UserError
 from pyguide.experiments.harness.config import Config
-from pyguide.experiments.harness.curves import plot_curves
+from pyguide.experiments.harness.consistency import consistency_of_groups
+from pyguide.experiments.harness.curves import plot_curves, plot_differences
 from pyguide.experiments.harness.experiment import Experiment
 from pyguide.experiments.harness.folder import RunFolder
 from pyguide.experiments.harness.grid import (
@@ -22,7 +23,8 @@ from pyguide.experiments.harness.grid import (
 from pyguide.experiments.harness.jobs import GuideJob, TargetJob, arm_config
 from pyguide.experiments.harness.processes import run_tasks
 from pyguide.experiments.harness.progress import Progress, Task
-from pyguide.experiments.harness.report import summarize, table
+from pyguide.experiments.harness.report import table
+from pyguide.experiments.harness.statistics import summarize
 from pyguide.files import atomic_write, writing
 from pyguide.torch_files import DamagedFile, load_tensors
 
@@ -181,18 +183,41 @@ class Run:
         final = self._final_tasks(rates)
         tasks = with_guides([*self.sweep, *final], self.folder.files)
         guides = [task for task in tasks if isinstance(task.job, GuideJob)]
-        runs = self._runs(final)
-        metric = self.setting.metric.key
+        runs, trained = self._runs(final), self._runs(guides)
+        summary = summarize(
+            self.arms,
+            runs,
+            self.folder.records,
+            self.setting.metric,
+            judge_gap=self.setting.judge_gap,
+        )
         return {
             "experiment": self.experiment.name,
             "scale": self.scale,
             "learning_rates": rates,
             "sweep": self._runs(self.sweep),
-            "guides": self._runs(guides),
+            "guides": trained,
             "runs": runs,
             "failed": dict(sorted(self.failed.items())),
-            "summary": summarize(self.arms, runs, self.folder.records, metric),
+            "summary": summary,
+            "error_consistency": consistency_of_groups(self._right(trained, runs)),
         }
+
+    def _right(
+        self, guides: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]
+    ) -> dict[str, dict[int, str]]:
+        """Which test samples are right, by group and seed: of guides, and of the arms compared."""
+        groups: dict[str, dict[int, str]] = {}
+        for guide in guides:
+            if "test_right" in guide:
+                # With --vary of what the guide depends on, several have the same seed.
+                name = "guides" + "".join(guide["key"].partition(",")[1:])
+                groups.setdefault(name, {})[guide["seed"]] = guide["test_right"]
+        groups |= {arm.name: {} for arm in self.arms if self.setting.is_compared(arm)}
+        for run in runs:
+            if run["arm"] in groups and "test_right" in run:
+                groups[run["arm"]][run["seed"]] = run["test_right"]
+        return groups
 
     def _finish(self) -> dict[str, Any]:
         results = self.results()
@@ -204,7 +229,18 @@ class Run:
                 temporary.write_text(text, encoding="utf-8")
             if results["runs"]:
                 with atomic_write(self.folder.curves) as temporary:
+                    # Of dozens of arms the curves are no longer told apart.
+                    arms = [arm for arm in self.arms if self.setting.is_compared(arm)]
                     plot_curves(
-                        self.setting, self.config, self.arms, results["runs"], records, temporary
+                        self.setting,
+                        self.config,
+                        arms or self.arms,
+                        results["runs"],
+                        records,
+                        temporary,
+                    )
+                with atomic_write(self.folder.differences) as temporary:
+                    plot_differences(
+                        self.setting, self.config, self.arms, results["summary"], temporary
                     )
         return results

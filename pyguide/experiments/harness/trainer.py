@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from pyguide.data.splits import Splits
 from pyguide.experiments.harness.checkpoint import Checkpoint
+from pyguide.experiments.harness.consistency import packed
 from pyguide.experiments.harness.experiment import Optimization, Setting
-from pyguide.guidance import Guidance
+from pyguide.experiments.harness.objectives import Objective
 
 __all__ = ["Report", "Trainer"]
 
@@ -31,23 +32,29 @@ class Report(Protocol):
         """Something to show to the user."""
 
 
-class Trainer:
-    """Trains a model on its task, guided or not, and scores it after every epoch.
+# Steps of an epoch whose parts are timed, after the first one, which has other work: reading
+# the times waits for a GPU.
+_TIMED_STEPS = 3
 
-    A record holds the epoch's mean task and guidance terms, the norms of both terms'
-    gradients over all parameters in the epoch's first batch, and the scores.
+
+class Trainer:
+    """Trains a model on an objective, and scores it after every epoch.
+
+    A record holds the epoch's mean of each part of the loss, the norms of their gradients over
+    all parameters in the epoch's first batch, the scores, and the mean times of some steps.
 
     Parameters
     ----------
     setting : Setting
-        Losses and metrics.
+        Metrics.
     model, optimization
         The network, its optimizer and the schedule stepped with it.
     data : Splits
     seed : int
         Of batch order and dropout.
     epochs, batch_size : int
-    guidance : Guidance, optional
+    objective : Objective, optional
+        What to minimise; the task's loss alone by default.
     clip : float, optional
         Norm to which the gradient is clipped.
     score_test : bool
@@ -66,52 +73,72 @@ class Trainer:
         seed: int,
         epochs: int,
         batch_size: int,
-        guidance: Guidance | None = None,
+        objective: Objective | None = None,
         clip: float | None = None,
         score_test: bool = False,
         keep_best: bool = False,
     ) -> None:
-        self.setting, self.model, self.data, self.guidance = setting, model, data, guidance
+        self.setting, self.model, self.data = setting, model, data
+        self.objective = Objective(setting) if objective is None else objective
         self.optimizer, self.schedule = optimization
         self.seed, self.epochs, self.batch_size = seed, epochs, batch_size
         self.clip, self.score_test, self.keep_best = clip, score_test, keep_best
         self.generator = torch.Generator().manual_seed(seed)
         self.records: list[dict[str, Any]] = []
         self.best_weights: dict[str, Tensor] | None = None
+        self.best_right: Tensor | None = None
+        self.prepared: dict[str, float] | None = None
 
-    def run(self, report: Report, checkpoint: Checkpoint) -> dict[str, Any]:
+    def run(
+        self,
+        report: Report,
+        checkpoint: Checkpoint,
+        prepare: Callable[[], dict[str, float]] | None = None,
+    ) -> dict[str, Any]:
         """Train from the start or the checkpoint; return the scores of the best epoch.
+
+        `prepare` is called before a start, and leaves the random streams as they were; what it
+        returns is in the result.
 
         Raises
         ------
         FloatingPointError
             If a value of an epoch is not finite.
         """
+        start = time.perf_counter()
         torch.manual_seed(self.seed)
         state = checkpoint.load(report.note)
         if state is not None:
             self.load_state_dict(state)
             report.restored(self.records)
+        elif prepare is not None:
+            self.prepared = prepare()
         before = self.records[-1]["seconds"] if self.records else 0.0
-        start = time.perf_counter()
         for epoch in range(len(self.records) + 1, self.epochs + 1):
-            values = self._train_epoch() | self._scores()
+            values, times = self._train_epoch()
+            scores, right = self._scores()
+            values |= scores
             for key, value in values.items():
                 if not math.isfinite(value):
                     raise FloatingPointError(
                         f"{key} became {value} in epoch {epoch}; a lower learning rate may help"
                     )
             seconds = before + time.perf_counter() - start
-            self.records.append({"epoch": epoch, "seconds": seconds, **values})
-            if self.keep_best and self._best()["epoch"] == epoch:
-                weights = self.model.state_dict()
-                self.best_weights = {key: value.clone() for key, value in weights.items()}
+            timed = {"times": times} if times else {}
+            self.records.append({"epoch": epoch, "seconds": seconds, **timed, **values})
+            if self._best()["epoch"] == epoch:
+                self._keep(right)
             report.epoch(self.records[-1])
             if epoch < self.epochs:
                 checkpoint.save_if_due(self.state_dict)
         best = self._best()
-        scores = {k: v for k, v in best.items() if k.startswith(("val_", "test_"))}
-        return {"best_epoch": best["epoch"], **scores, "seconds": self.records[-1]["seconds"]}
+        result: dict[str, Any] = {"best_epoch": best["epoch"]}
+        result |= {k: v for k, v in best.items() if k.startswith(("val_", "test_"))}
+        if self.best_right is not None:
+            result["test_right"] = packed(self.best_right)
+        if self.prepared is not None:
+            result["initialization"] = self.prepared
+        return result | {"seconds": self.records[-1]["seconds"]}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the training depends on."""
@@ -119,9 +146,11 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
-            "guidance": None if self.guidance is None else self.guidance.state_dict(),
+            "objective": self.objective.state_dict(),
             "best_weights": self.best_weights,
+            "best_right": self.best_right,
             "records": self.records,
+            "prepared": self.prepared,
             "batch_order": self.generator.get_state(),
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
@@ -133,9 +162,9 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
-        if self.guidance is not None:
-            self.guidance.load_state_dict(state["guidance"])
-        self.best_weights, self.records = state["best_weights"], state["records"]
+        self.objective.load_state_dict(state["objective"])
+        self.best_weights, self.best_right = state["best_weights"], state["best_right"]
+        self.records, self.prepared = state["records"], state["prepared"]
         self.generator.set_state(state["batch_order"])
         torch.set_rng_state(state["random"])
         if state["cuda_random"]:
@@ -144,22 +173,31 @@ class Trainer:
     def _best(self) -> dict[str, Any]:
         return min(self.records, key=lambda record: record["val_loss"])
 
-    def _train_epoch(self) -> dict[str, float]:
+    def _keep(self, right: Tensor | None) -> None:
+        """Keep what is asked for of the best epoch, which is the last one so far."""
+        self.best_right = right
+        if self.keep_best:
+            weights = self.model.state_dict()
+            self.best_weights = {key: value.clone() for key, value in weights.items()}
+
+    def _train_epoch(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Means of the losses and metrics with norms, and times."""
         self.model.train()
         means, norms = _Means(), {}
+        times: dict[str, list[float]] = {}
         for step, (x, y) in enumerate(self.data.train.shuffled(self.batch_size, self.generator)):
-            with nullcontext() if self.guidance is None else self.guidance.capture():
-                output = self.model(x)
-            losses = {"task": self.setting.task_loss(output, y)}
-            if self.guidance is not None:
-                losses["guidance"] = self.setting.guidance_loss(self.guidance, x, y)
+            losses = self.objective(self.model, x, y)
             if step == 0:
-                norms = {f"{k}_grad_norm": _grad_norm(v, self.model) for k, v in losses.items()}
-            self._update(torch.stack(list(losses.values())).sum())
-            metrics = self.setting.train_metrics(output, y)
+                parts = losses.parts.items()
+                norms = {f"{name}_grad_norm": _grad_norm(v, self.model) for name, v in parts}
+            self._update(losses.total)
+            if 0 < step <= _TIMED_STEPS:
+                for name, seconds in self.objective.times().items():
+                    times.setdefault(name, []).append(seconds)
+            metrics = self.setting.train_metrics(losses.output, y)
             means.add({f"train_{name}": value for name, value in metrics.items()})
-            means.add({f"{name}_loss": loss for name, loss in losses.items()})
-        return means.read() | norms
+            means.add({f"{name}_loss": loss for name, loss in losses.parts.items()})
+        return means.read() | norms, {name: sum(v) / len(v) for name, v in times.items()}
 
     def _update(self, loss: Tensor) -> None:
         self.optimizer.zero_grad()
@@ -169,16 +207,18 @@ class Trainer:
         self.optimizer.step()
         if self.schedule is not None:
             self.schedule.step()
-        if self.guidance is not None:
-            self.guidance.step()
+        self.objective.step()
 
-    def _scores(self) -> dict[str, float]:
+    def _scores(self) -> tuple[dict[str, float], Tensor | None]:
+        """Scores of the splits, and which samples of the test split are right."""
         splits = {"val": self.data.val} | ({"test": self.data.test} if self.score_test else {})
-        return {
-            f"{name}_{key}": value
-            for name, split in splits.items()
-            for key, value in self.setting.evaluate(self.model, split).items()
-        }
+        scores: dict[str, float] = {}
+        right = None
+        for name, split in splits.items():
+            found = dict(self.setting.evaluate(self.model, split))
+            right = found.pop("right", None)
+            scores |= {f"{name}_{key}": value for key, value in found.items()}
+        return scores, right if self.score_test else None
 
 
 class _Means:

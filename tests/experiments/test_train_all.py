@@ -1,0 +1,200 @@
+"""``pyguide train all`` and ``--protocol``."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from pyguide.cli import main
+from pyguide.experiments import deep_fcn, find_experiments, wide_fcn
+from pyguide.experiments.harness import suite
+from pyguide.experiments.harness.config import Config
+from pyguide.files import read_json
+
+ALL = ["train", "all", "--only", "wide-fcn", "deep-fcn", "--workers", "1"]
+
+
+@pytest.fixture
+def quick_data(tiny_data, tiny, monkeypatch, jobs_in_threads):
+    monkeypatch.setattr(wide_fcn, "mnist1d", lambda cache, device: tiny)
+
+
+@pytest.fixture
+def finished(quick_data, tmp_path):
+    out = tmp_path / "all"
+    assert main([*ALL, "--quick", "--out", str(out)]) == 0
+    return out
+
+
+def test_one_report_of_every_experiment(finished, capsys):
+    capsys.readouterr()
+    report = (finished / "report.md").read_text()
+    for name in ("deep-fcn", "wide-fcn"):
+        assert f"## {name}: " in report
+        for picture in ("curves.png", "differences.png"):
+            assert f"({name}/{picture})" in report and (finished / name / picture).is_file()
+        assert read_json(finished / name / "config.json")["config"]["quick"]
+    assert report.count("A smoke run") == 2 and "torch" in report and "minutes in all" in report
+    first = report.index("| deep-fcn"), report.index("## deep-fcn")
+    assert first == tuple(sorted(first))
+
+
+def test_it_goes_on_where_it_was(finished, capsys):
+    expected = (finished / "report.md").read_text()
+    shutil.rmtree(finished / "deep-fcn")
+    next((finished / "wide-fcn" / "jobs").glob("none-*.jsonl")).unlink()
+    capsys.readouterr()
+    # Those that it began with: neither the others nor full runs.
+    assert main(["train", "all", "--resume", str(finished), "--workers", "1"]) == 0
+    folders = sorted(path.parent.name for path in finished.glob("*/config.json"))
+    assert folders == ["deep-fcn", "wide-fcn"]
+    printed = capsys.readouterr()
+    assert "1 job, 1 at a time" in printed.err and "4 jobs, 1 at a time" in printed.err
+    # The folder's own runs are smoke runs, so the new ones are.
+    assert read_json(finished / "deep-fcn" / "config.json")["config"]["quick"]
+    found = (finished / "report.md").read_text()
+    assert found.split("| a guided step")[0] == expected.split("| a guided step")[0]
+
+
+def test_an_interrupted_run_says_how_to_go_on(quick_data, tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suite, "run_folder", interrupted)
+    out = tmp_path / "all"
+    assert main([*ALL, "--quick", "--out", str(out)]) == 130
+    assert f"pyguide train all --resume {out}" in capsys.readouterr().err
+
+
+def test_it_goes_on_as_it_began_where_nothing_was_done(quick_data, tmp_path, monkeypatch):
+    """Interrupted before its first experiment: the device and --quick are not lost."""
+    found = []
+
+    def run_folder(path, experiment, scale, config, workers, seconds, *, resume):
+        found.append((path.name, config.device, config.quick, resume))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suite, "run_folder", run_folder)
+    monkeypatch.setattr(suite, "check_device", lambda device: None)
+    out = str(tmp_path / "all")
+    begun = ["train", "all", "--only", "deep-fcn", "--quick", "--device", "cuda:7", "--out", out]
+    assert main(begun) == 130 and main(["train", "all", "--resume", out]) == 130
+    assert found == [("deep-fcn", "cuda:7", True, False)] * 2
+
+
+@pytest.mark.parametrize("options", [["--device", "nothing"], ["--workers", "0"]])
+def test_a_mistake_leaves_no_folder(options, tmp_path, capsys):
+    out = tmp_path / "all"
+    assert main(["train", "all", *options, "--out", str(out)]) == 2
+    assert options[0] in capsys.readouterr().err and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "{folder}"], "exists: choose another"),
+        (["--resume", "{folder}/none"], "there is no such folder"),
+        (["--resume", "{folder}", "--quick"], "drop other options"),
+        (["--resume", "{folder}"], "not a folder of pyguide train all"),
+        (["--only", "nothing", "--out", "{folder}/x"], "invalid choice: 'nothing'"),
+        ([], "one of the arguments --out --resume is required"),
+    ],
+)
+def test_a_mistake_is_one_line_before_any_work(options, message, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    options = [option.format(folder=tmp_path) for option in options]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suite, "run_folder", None)
+        try:
+            code = main(["train", "all", *options])
+        except SystemExit as error:
+            code = error.code
+    assert code == 2 and message in capsys.readouterr().err
+
+
+def test_the_protocol_sweeps_three_rates_and_takes_fresh_seeds(quick_data, tmp_path, capsys):
+    out = tmp_path / "run"
+    options = ["--epochs", "1", "--depth", "3", "--arms", "none", "--workers", "1"]
+    assert main(["train", "deep-fcn", "--protocol", *options, "--out", str(out)]) == 0
+    results = read_json(out / "results.json")
+    rates = list(deep_fcn.Small.protocol["lrs"])
+    assert [run["lr"] for run in results["sweep"]] == rates and len(rates) == 3
+    assert [run["seed"] for run in results["runs"]] == [1, 2, 3, 4, 5]
+    assert results["learning_rates"]["none"] in rates
+    again = ["--protocol", "--seeds", "7", "--lrs", "1e-3", *options]
+    assert main(["train", "deep-fcn", *again, "--out", str(tmp_path / "other")]) == 0
+    config = read_json(tmp_path / "other" / "config.json")["config"]
+    assert config["seeds"] == [7] and config["lrs"] == [1e-3] and config["sweep"]
+
+
+def test_every_experiment_has_a_protocol_of_three_rates_and_fresh_seeds():
+    for experiment in find_experiments().values():
+        for setting in experiment.scales.values():
+            changes = setting.protocol_changes()
+            config = setting.config.changed({"sweep": True, **changes})
+            assert isinstance(config, Config) and config.sweep_seed not in config.seeds
+            assert len(config.seeds) >= 3 and len(config.lrs) == 3
+
+
+def test_the_protocol_without_its_final_runs(quick_data, tmp_path, capsys):
+    out = tmp_path / "run"
+    options = ["--epochs", "1", "--depth", "3", "--arms", "none", "--workers", "1"]
+    command = ["train", "deep-fcn", "--protocol", "--sweep-only", *options, "--out", str(out)]
+    assert main(command) == 0
+    results = read_json(out / "results.json")
+    assert len(results["sweep"]) == 3 and results["runs"] == []
+
+
+@pytest.mark.parametrize(
+    ("experiment", "options", "message"),
+    [
+        ("fcn-init", ["--release-at", "10"], "--release-at: fcn-init aligns for --align-steps"),
+        ("fcn-init", ["--weight", "0"], "--weight: fcn-init aligns by the guidance term alone"),
+        ("fcn-init", ["--align-lr", "0"], "--align-lr: expected a learning rate above 0"),
+        ("fcn-init", ["--vary", "weight=0,1"], "--weight: fcn-init aligns by the guidance term"),
+        ("ablations", ["--vary", "distance=cka,rsa"], "sets distance itself"),
+    ],
+)
+def test_options_that_an_arm_cannot_have(experiment, options, message, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", experiment, *options, "--out", str(out)]) == 2
+    assert message in capsys.readouterr().err and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--distance", "ckaa"], "--distance: unknown distance 'ckaa'"),
+        (["--pairs", "odd"], "--pairs: pairs must be"),
+        (["--guide-mode", "train"], "--guide-mode: expected eval or batch_stats or calibrated"),
+        (["--guide-input", "nothing"], "--guide-input: expected data or noise"),
+        (["--release-at", "-1"], "--release-at: expected at least 0"),
+        (["--vary", "distance=cka,nothing"], "--distance: unknown distance 'nothing'"),
+    ],
+)
+def test_options_of_guidance_are_checked_before_any_work(options, message, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", "deep-fcn", *options, "--out", str(out)]) == 2
+    assert message in capsys.readouterr().err and not out.exists()
+
+
+def test_options_of_guidance_change_the_run(quick_data, tmp_path, capsys):
+    losses = {}
+    for i, options in enumerate(
+        [
+            [],
+            ["--distance", "debiased_cka"],
+            ["--pairs", "first:2"],
+            ["--guide-mode", "batch_stats"],
+            ["--guide-input", "noise"],
+            ["--release-at", "3"],
+        ]
+    ):
+        out = tmp_path / str(i)
+        command = ["train", "deep-fcn", "--arms", "untrained", "--seeds", "1", "--depth", "4"]
+        command += ["--epochs", "2", "--workers", "1", *options, "--out", str(out)]
+        assert main(command) == 0
+        (run,) = read_json(out / "results.json")["runs"]
+        losses[" ".join(options)] = run["val_loss"]
+    assert len(set(losses.values())) == len(losses)
