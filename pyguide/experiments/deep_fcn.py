@@ -14,6 +14,7 @@ from torch import nn
 
 from pyguide.data.mnist1d import mnist1d
 from pyguide.data.splits import Splits
+from pyguide.errors import UserError
 from pyguide.experiments.harness.config import Config, option
 from pyguide.experiments.harness.experiment import Arm, Experiment, Setting, three_arms
 from pyguide.experiments.harness.image_folder import ImageFolderConfig, ImageFolderSetting
@@ -23,6 +24,8 @@ __all__ = ["EXPERIMENT"]
 
 #: Deep FCN <- ResNet-18 on ImageNet, top-5 accuracy: mean and standard error of five seeds.
 _ARMS = three_arms(none=(1.65, 1.21), trained=(7.50, 1.51), untrained=(13.10, 0.72))
+# Of ResNet1D, with the pooled features.
+_GUIDE_LAYERS = 14
 _PAPER = "ImageNet, top-5 accuracy (%)"
 
 
@@ -53,6 +56,15 @@ class Small(Setting[SmallConfig]):
     protocol: ClassVar = {"lrs": (1e-3, 3e-3, 1e-2)}
     chance = 0.1
     packages = ("mnist1d",)
+
+    def check(self, config: SmallConfig) -> None:
+        wanted = int(config.pairs.rpartition(":")[2]) if ":" in config.pairs else 1
+        layers = min(_GUIDE_LAYERS, config.depth - 1)
+        if wanted > layers:
+            raise UserError(
+                f"--pairs {config.pairs}: there are {layers} pairs, of {config.depth - 1} hidden "
+                f"layers of the target (--depth) and {_GUIDE_LAYERS} of the guide"
+            )
 
     def data(self, config: SmallConfig, cache: Path) -> Splits:
         return mnist1d(cache, config.device)

@@ -149,6 +149,16 @@ def test_other_versions_are_told(finished_folder, capsys):
     assert f"began with torch 1.0, this is {torch.__version__}" in capsys.readouterr().err
 
 
+def test_a_folder_that_a_kill_left_with_its_lock_alone_is_new(
+    tiny_data, jobs_in_threads, tmp_path, capsys
+):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()
+    command = [*TRAIN, *TINY, "--seeds", "1", "--out", str(tmp_path / "run")]
+    assert main(command) == 0
+    assert main(command) == 2 and "exists: choose another" in capsys.readouterr().err
+
+
 def test_a_damaged_guide_is_trained_again(tiny_data, jobs_in_threads, tmp_path, capsys):
     out = tmp_path / "run"
     options = ["--arms", "trained", "--depth", "3", "--epochs", "1", "--guide-epochs", "1"]

@@ -35,7 +35,12 @@ def test_one_report_of_every_experiment(finished, capsys):
         for picture in ("curves.png", "differences.png"):
             assert f"({name}/{picture})" in report and (finished / name / picture).is_file()
         assert read_json(finished / name / "config.json")["config"]["quick"]
-    assert report.count("A smoke run") == 2 and "torch" in report and "minutes in all" in report
+    assert (
+        report.count("A smoke run") == 2
+        and "**Smoke runs" in report
+        and "torch" in report
+        and "minutes in all" in report
+    )
     first = report.index("| deep-fcn"), report.index("## deep-fcn")
     assert first == tuple(sorted(first))
 
@@ -169,6 +174,8 @@ def test_options_that_an_arm_cannot_have(experiment, options, message, tmp_path,
         (["--pairs", "odd"], "--pairs: pairs must be"),
         (["--guide-mode", "train"], "--guide-mode: expected eval or batch_stats or calibrated"),
         (["--guide-input", "nothing"], "--guide-input: expected data or noise"),
+        (["--pairs", "first:15"], "there are 14 pairs"),
+        (["--pairs", "last:4", "--depth", "4"], "there are 3 pairs, of 3 hidden layers"),
         (["--release-at", "-1"], "--release-at: expected at least 0"),
         (["--vary", "distance=cka,nothing"], "--distance: unknown distance 'nothing'"),
     ],

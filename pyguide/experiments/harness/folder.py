@@ -78,7 +78,10 @@ class RunFolder:
         """Make and lock a new folder; UserError if it exists and is not empty."""
         folder = cls(path, seconds)
         with writing(path):
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            # A kill may have left the lock alone.
+            if path.exists() and (
+                not path.is_dir() or any(entry.name != ".lock" for entry in path.iterdir())
+            ):
                 raise UserError(
                     f"--out {path} exists: choose another, or continue it with --resume {path}"
                 )

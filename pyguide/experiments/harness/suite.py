@@ -166,12 +166,13 @@ def write_report(out: Path, experiments: Mapping[str, Experiment]) -> Path:
     First a table of every arm that the paper judges, then the report of each experiment with
     its curves.
     """
-    sections, summary = [], []
+    sections, summary, quick = [], [], False
     for name in _in_order(experiments, experiments):
         experiment, path = experiments[name], out / name
         if not (path / "results.json").exists():
             continue
         scale, config = RunFolder.read_config(path, experiment)
+        quick = quick or config.quick
         results = read_json(path / "results.json")
         setting = experiment.scales[scale]
         arms = setting.variants(config)
@@ -181,7 +182,8 @@ def write_report(out: Path, experiments: Mapping[str, Experiment]) -> Path:
         for picture in ("curves", "differences"):
             if results["runs"] and (path / f"{picture}.png").exists():
                 sections.append(f"![{name}: {picture}]({name}/{picture}.png)\n")
-    lines = ["# Experiments", "", *results_table(summary), "", *sections]
+    smoke = ["**Smoke runs (`--quick`): these numbers say nothing.**", ""] if quick else []
+    lines = ["# Experiments", "", *smoke, *results_table(summary), "", *sections]
     report = out / "report.md"
     with writing(out), atomic_write(report) as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
