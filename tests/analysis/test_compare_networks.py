@@ -1,4 +1,4 @@
-"""compare_networks against a float64 formula over kept activations; layers, data, resuming."""
+"""compare_networks against a float64 formula over kept activations; layers, data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyguide import reference
-from pyguide.analysis import checkpoint, compare_networks, layer_grams
+from pyguide.analysis import compare_networks, layer_grams
 from pyguide.ops.hsic import centered_grams
 
 
@@ -394,78 +394,3 @@ def test_a_layer_that_is_not_called_in_every_batch(rows, layers):
     batches[0][0, 0], batches[1][0, 0] = 1, -1
     with pytest.raises(RuntimeError, match="'1' of the first network was called 0 times in this"):
         compare_networks(net, data=batches, layers=layers)
-
-
-class Interrupted(Exception):
-    pass
-
-
-def _interrupted(batches, after: int):
-    yield from batches[:after]
-    raise Interrupted
-
-
-@pytest.fixture
-def file(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
-    return tmp_path / "sums.pt"
-
-
-def test_an_interrupted_comparison_goes_on(images, file):
-    first, second = Net(5), Net(3)
-    batches = images.split(20)
-    whole = compare_networks(first, second, batches)
-    with pytest.raises(Interrupted):
-        compare_networks(first, second, _interrupted(batches, 2), checkpoint=file)
-    calls = []
-    first.register_forward_hook(lambda *args: calls.append(args))
-    found = compare_networks(first, second, batches, checkpoint=file)
-    assert torch.equal(found.values, whole.values)
-    assert (found.samples, found.batches) == (whole.samples, whole.batches)
-    assert len(calls) == 3  # the first batch again, for its layers, and the two that were left
-    assert not file.exists()
-
-
-def test_a_checkpoint_of_another_networks_layer_is_refused(images, file):
-    """One layer with itself has CKA 1 in every network."""
-    with pytest.raises(Interrupted):
-        compare_networks(
-            Net(5), None, _interrupted(images.split(20), 2), layers="conv", checkpoint=file
-        )
-    other = Net(5)
-    torch.nn.init.normal_(other.conv.weight, std=3.0)
-    with pytest.raises(ValueError, match="the first batch has other similarities"):
-        compare_networks(other, data=images.split(20), layers="conv", checkpoint=file)
-
-
-def test_a_checkpoint_of_something_else_is_refused(images, file):
-    net, batches = Net(5), images.split(20)
-    with pytest.raises(Interrupted):
-        compare_networks(net, None, _interrupted(batches, 2), checkpoint=file)
-    for other, options, message in [
-        (net, {"data": images.split(30)}, "batch 1 has 30 samples, it had 20"),
-        (net, {"layers": "conv"}, "the layers of its rows were"),
-        (net, {"debiased": False}, "the state has debiased=True"),
-        (Net(5), {}, "the first batch has other similarities"),
-        (net, {"data": images.flip(0).split(20)}, "the first batch has other similarities|batch 1"),
-        (net, {"data": batches[:1]}, "there were 1 batches, it counted 2"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            compare_networks(other, **{"data": batches, "checkpoint": file, **options})
-        assert file.exists()
-
-
-def test_a_file_that_is_no_checkpoint_says_so(rows, file):
-    file.write_bytes(b"cut")
-    with pytest.raises(ValueError, match=r"is damaged: .* remove it to begin again"):
-        compare_networks(_mlp(), data=[rows], checkpoint=file)
-    torch.save(_mlp().state_dict(), file)
-    with pytest.raises(ValueError, match="is no checkpoint of compare_networks"):
-        compare_networks(_mlp(), data=[rows], checkpoint=file)
-
-
-def test_without_an_interruption_a_checkpoint_changes_nothing(images, file):
-    net = Net(5)
-    with_file = compare_networks(net, data=images.split(20), checkpoint=file)
-    assert torch.equal(with_file.values, compare_networks(net, data=images.split(20)).values)
-    assert not file.exists()
