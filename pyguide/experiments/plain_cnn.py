@@ -51,7 +51,7 @@ class Small(Setting[SmallConfig]):
     arms = _ARMS
     config = SmallConfig()
     quick: ClassVar = {"seeds": (1,), "blocks": 2, "epochs": 4, "guide_epochs": 3}
-    protocol: ClassVar = {"lrs": (1e-3, 3e-3, 1e-2)}
+    protocol: ClassVar = {"lrs": (3e-4, 1e-3, 3e-3, 1e-2)}
     chance = 0.1
     packages = ("mnist1d",)
 

@@ -44,7 +44,7 @@ class Small(Setting[SmallConfig]):
     arms = _ARMS
     config = SmallConfig()
     quick: ClassVar = {"seeds": (1,), "epochs": 8, "guide_epochs": 5}
-    protocol: ClassVar = {"lrs": (1e-4, 3e-4, 1e-3)}
+    protocol: ClassVar = {"lrs": (1e-4, 3e-4, 1e-3, 3e-3)}
     chance = 0.1
     judge_gap = True
     packages = ("mnist1d",)

@@ -133,13 +133,13 @@ def test_the_protocol_sweeps_three_rates_and_takes_fresh_seeds(quick_data, tmp_p
     assert config["seeds"] == [7] and config["lrs"] == [1e-3] and config["sweep"]
 
 
-def test_every_experiment_has_a_protocol_of_three_rates_and_fresh_seeds():
+def test_every_experiment_has_a_protocol_of_rates_and_fresh_seeds():
     for experiment in find_experiments().values():
         for setting in experiment.scales.values():
             changes = setting.protocol_changes()
             config = setting.config.changed({"sweep": True, **changes})
             assert isinstance(config, Config) and config.sweep_seed not in config.seeds
-            assert len(config.seeds) >= 3 and len(config.lrs) == 3
+            assert len(config.seeds) >= 3 and len(config.lrs) >= 3
 
 
 def test_the_protocol_without_its_final_runs(quick_data, tmp_path, capsys):
