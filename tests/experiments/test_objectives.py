@@ -54,6 +54,16 @@ def test_a_teacher_does_not_change(batch):
     assert all(torch.equal(before[name], v) for name, v in teacher.state_dict().items())
 
 
+def test_the_step_of_a_distillation_is_timed(batch):
+    objective = Distilled(SETTING, network(2), alpha=0.5, temperature=2.0)
+    assert objective.times() == {}
+    model = network(1)
+    objective(model, *batch).total.backward()
+    objective.step()
+    times = objective.times()
+    assert set(times) == {"guide", "step"} and 0 < times["guide"] < times["step"]
+
+
 def test_a_guided_loss_is_the_sum_and_its_step_is_timed(batch):
     x, y = batch
     model = network(1)
@@ -100,6 +110,7 @@ def test_arms_that_are_aligned_first_train_alone_on_the_same_batches(
     assert "initialization" not in results["none"]
     for name in ("data", "noise"):
         assert results[name]["initialization"]["steps"] == 5
+        assert 0 < results[name]["initialization"]["seconds"] < results[name]["seconds"]
         assert all("guidance_loss" not in record for record in reports[name].records)
     first = {report.records[0]["task_loss"] for report in reports.values()}
     assert len(first) == 3
@@ -135,7 +146,7 @@ def test_an_aligned_job_goes_on_without_aligning_again(init_job, new_report, mon
     monkeypatch.setattr(fcn_init, "align", None)
     found = job.run(new_report())
     for result in (found, expected):
-        del result["seconds"]
+        del result["seconds"], result["initialization"]["seconds"]
     assert found == expected
 
 

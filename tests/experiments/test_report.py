@@ -59,6 +59,7 @@ def results(**changes):
         "summary": summarize(),
         "sweep": [],
         "guides": [{"key": "guide-seed1", "test_accuracy": 0.988}],
+        "runs": [],
         "failed": {},
         "error_consistency": [],
         **changes,
@@ -175,6 +176,23 @@ def test_table_puts_the_measurement_beside_the_papers():
     assert "epoch with the lowest validation loss averaged over the seeds" in text
     quick = replace(SETTING.config, quick=True)
     assert "smoke" not in text and "smoke" in report.table(SETTING, quick, ARMS, results())
+
+
+def test_the_cost_of_guides_by_hand():
+    summary = summarize()
+    guided = {"guide": 0.001, "distances": 0.002, "backward": 0.0005, "step": 0.010}
+    summary["untrained"] |= {"times": guided}
+    summary["none"] |= {"times": {"guide": 0.003, "step": 0.004}}
+    aligned = [
+        {"arm": "none", "seconds": 10.0, "initialization": {"steps": 3, "seconds": seconds}}
+        for seconds in (1.0, 9.0, 2.0)
+    ]
+    text = report.table(SETTING, SETTING.config, ARMS, results(summary=summary, runs=aligned))
+    found = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert ["untrained guide", "10.0", "10 %", "20 %", "5 %", "35 %"] in found
+    assert ["no guide", "4.0", "75 %", "–", "–", "75 %"] in found
+    assert "Alignment took, of a run's whole time (median): no guide 20 %." in text
+    assert "Alignment" not in report.table(SETTING, SETTING.config, ARMS, results())
 
 
 def test_the_sweep_shows_every_rate_and_what_was_picked():

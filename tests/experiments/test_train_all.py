@@ -59,7 +59,7 @@ def test_it_goes_on_where_it_was(finished, capsys):
     # The folder's own runs are smoke runs, so the new ones are.
     assert read_json(finished / "deep-fcn" / "config.json")["config"]["quick"]
     found = (finished / "report.md").read_text()
-    assert found.split("| a guided step")[0] == expected.split("| a guided step")[0]
+    assert found.split("| a step with a guide")[0] == expected.split("| a step with a guide")[0]
 
 
 def test_an_interrupted_run_says_how_to_go_on(quick_data, tmp_path, capsys, monkeypatch):

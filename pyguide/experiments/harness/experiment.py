@@ -218,7 +218,7 @@ class Setting(ABC, Generic[C]):
         return (logits.topk(k, dim=1).indices == y.unsqueeze(1)).any(dim=1)
 
     def protocol_changes(self) -> dict[str, Any]:
-        """Learning rates and seeds of the published results: three rates, then five fresh seeds."""
+        """Learning rates and seeds of the published results: a few rates, then five fresh seeds."""
         return {"lrs": self.config.lrs, "seeds": (1, 2, 3, 4, 5), **self.protocol}
 
     def is_compared(self, arm: Arm) -> bool:

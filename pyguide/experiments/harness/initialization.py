@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,8 +46,9 @@ def align(
     Returns
     -------
     dict
-        ``steps``, ``first_loss`` and ``last_loss``.
+        ``steps``, ``first_loss``, ``last_loss`` and ``seconds``.
     """
+    start = time.perf_counter()
     target = guidance.target.train()
     optimizer = torch.optim.Adam(target.parameters(), lr=lr, fused=True)
     generator = torch.Generator().manual_seed(seed + _SEED_OFFSET)
@@ -64,7 +66,8 @@ def align(
         optimizer.step()
         guidance.step()
         losses.append(loss.detach())
-    return {"steps": steps, "first_loss": losses[0].item(), "last_loss": losses[-1].item()}
+    ends = {"first_loss": losses[0].item(), "last_loss": losses[-1].item()}
+    return {"steps": steps, **ends, "seconds": time.perf_counter() - start}
 
 
 def _endless(split: Split, batch_size: int, generator: torch.Generator) -> Iterator[Any]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyguide.guidance import Guidance
+from pyguide.guidance.timing import StepClock
 
 if TYPE_CHECKING:
     from pyguide.experiments.harness.experiment import Setting
@@ -120,14 +121,22 @@ class Distilled(Objective):
         super().__init__(setting)
         self.teacher = teacher.eval().requires_grad_(False)
         self.alpha, self.temperature = alpha, temperature
+        self._clock = StepClock(teacher)
 
     def __call__(self, model: nn.Module, x: Any, y: Any) -> Losses:
+        self._clock.start_step()
         output = model(x)
         task = self.setting.task_loss(output, y)
-        with torch.no_grad():
+        with torch.no_grad(), self._clock.span("guide"):
             taught = F.log_softmax(self.teacher(x) / self.temperature, dim=-1)
         own = F.log_softmax(output / self.temperature, dim=-1)
         divergence = F.kl_div(own, taught, reduction="batchmean", log_target=True)
         distillation = self.alpha * self.temperature**2 * divergence
         total = (1 - self.alpha) * task + distillation
         return Losses(output, total, {"task": task, "distillation": distillation})
+
+    def step(self) -> None:
+        self._clock.end_step()
+
+    def times(self) -> dict[str, float]:
+        return self._clock.seconds()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from pyguide.experiments.harness.config import Config
@@ -170,23 +171,40 @@ def _gap_lines(setting: Setting[Any], arms: Sequence[Arm], results: dict[str, An
 
 
 def _cost_lines(arms: Sequence[Arm], results: dict[str, Any]) -> list[str]:
-    """Shares of a guided step."""
-    rows = [["a guided step", "ms", "guide", "distances", "their backward", "share of guidance"]]
+    """Shares of a step with a guide, and of alignment before the training."""
+    names = ("guide", "distances", "backward")
+    rows = [["a step with a guide", "ms", "guide", "distances", "their backward", "together"]]
     for arm in arms:
         times = results["summary"].get(arm.name, {}).get("times", {})
         if not times:
             continue
-        parts = [times.get(name, 0.0) for name in ("guide", "distances", "backward")]
-        shares = [part / times["step"] for part in [*parts, sum(parts)]]
-        cells = [f"{1000 * times['step']:.1f}", *(f"{100 * share:.0f} %" for share in shares)]
-        rows.append([arm.label, *cells])
-    if len(rows) == 1:
+        total = sum(times[name] for name in names if name in times)
+        shares = [times.get(name) for name in names] + [total]
+        cells = ["–" if s is None else f"{100 * s / times['step']:.0f} %" for s in shares]
+        rows.append([arm.label, f"{1000 * times['step']:.1f}", *cells])
+    lines = []
+    if len(rows) > 1:
+        text = (
+            "Medians over epochs and seeds; jobs ran side by side, so compare the shares. The "
+            "guide's is its forward pass."
+        )
+        lines = [*markdown_table(rows), "", text, ""]
+    return lines + _alignment_lines(arms, results["runs"])
+
+
+def _alignment_lines(arms: Sequence[Arm], runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    parts = []
+    for arm in arms:
+        shares = [
+            run["initialization"]["seconds"] / run["seconds"]
+            for run in runs
+            if run["arm"] == arm.name and "seconds" in run.get("initialization", {})
+        ]
+        if shares:
+            parts.append(f"{arm.label} {100 * median(shares):.0f} %")
+    if not parts:
         return []
-    text = (
-        "Medians over epochs and seeds; jobs ran side by side, so compare the shares. The guide's "
-        "is its forward pass."
-    )
-    return [*markdown_table(rows), "", text, ""]
+    return [f"Alignment took, of a run's whole time (median): {', '.join(parts)}.", ""]
 
 
 def _consistency_lines(arms: Sequence[Arm], results: dict[str, Any]) -> list[str]:

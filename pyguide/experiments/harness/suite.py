@@ -37,9 +37,10 @@ def add_all_parser(subparsers: Any, experiments: Mapping[str, Experiment]) -> No
     parser = subparsers.add_parser(
         "all",
         help="every experiment by the protocol of the published results, and one report",
-        description="Run every experiment in its default scale, one after another: three learning "
-        "rates with one seed, of which validation picks one an arm; then fresh seeds. FOLDER gets "
-        "a run folder an experiment, and report.md with their tables and pictures.",
+        description="Run every experiment in its default scale, one after another: three or "
+        "four learning rates with one seed, of which validation picks one an arm; then fresh "
+        "seeds. FOLDER gets a run folder an experiment, and report.md with their tables and "
+        "pictures.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
