@@ -2,15 +2,18 @@
 
 from pyguide.guidance import schedules
 from pyguide.guidance.guidance import Guidance
+from pyguide.guidance.large_batch import LargeBatch, StepLosses
 from pyguide.guidance.noise import gaussian_noise
 from pyguide.guidance.pairing import Pair
 from pyguide.guidance.plan import Plan, PlanRow
 
 __all__ = [
     "Guidance",
+    "LargeBatch",
     "Pair",
     "Plan",
     "PlanRow",
+    "StepLosses",
     "gaussian_noise",
     "schedules",
 ]

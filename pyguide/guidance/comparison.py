@@ -70,10 +70,11 @@ class Comparison:
         mask : Tensor, optional
             (n, T) bool, True where the position of the sample is valid.
         """
-        self.check(xs, ys)
-        if mask is not None:
-            layers = [captured.tensor for captured in (*xs, *ys)]
-            masking.check_mask(mask, layers, per_token=bool(self._per_token))
+        self.check(xs, ys, mask)
+        return self.compare(xs, ys, mask)
+
+    def compare(self, xs: Captures, ys: Captures, mask: Tensor | None = None) -> Distances:
+        """The same of what passes :meth:`check`, or of some pairs of such a comparison."""
         parts: list[tuple[list[int], Distances]] = []
         if self._whole:
             parts.append((self._whole, self._whole_distances(xs, ys, mask)))
@@ -83,7 +84,7 @@ class Comparison:
             return parts[0][1]
         return _in_order(parts)
 
-    def check(self, xs: Captures, ys: Captures) -> None:
+    def check(self, xs: Captures, ys: Captures, mask: Tensor | None = None) -> None:
         """Raise, with the names of the layers, unless their shapes can be compared."""
         first = ""
         samples = xs[0].tensor.shape[:1]
@@ -104,6 +105,9 @@ class Comparison:
                     "the second axis must be the same; bring one layer to the other's positions "
                     "with `extract`, or compare whole sequences with per_token=False"
                 )
+        if mask is not None:
+            layers = [captured.tensor for captured in (*xs, *ys)]
+            masking.check_mask(mask, layers, per_token=bool(self._per_token))
 
     def _whole_distances(self, xs: Captures, ys: Captures, mask: Tensor | None) -> Distances:
         return _distances(

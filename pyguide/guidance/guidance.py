@@ -18,7 +18,7 @@ from pyguide.guidance.phases import Phases
 from pyguide.guidance.schedules import Schedule
 from pyguide.guidance.timing import device_of
 
-__all__ = ["Guidance"]
+__all__ = ["Guidance", "is_distributed"]
 
 
 class Guidance(GuidedNetworks, StepLogs):
@@ -387,7 +387,7 @@ class Guidance(GuidedNetworks, StepLogs):
     def _without_task(self, guidance: Tensor, task_loss: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return guidance
-        if guidance.requires_grad and not _is_distributed():
+        if guidance.requires_grad and not is_distributed():
             return guidance
         # Also where the weight is 0: backward needs a graph.
         return guidance + 0.0 * task_loss
@@ -408,5 +408,6 @@ class _Window:
         self._guidance._end_capture(failed=kind is not None)
 
 
-def _is_distributed() -> bool:
+def is_distributed() -> bool:
+    """Whether torch.distributed is in use."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -140,16 +140,7 @@ class GuidedNetworks:
         self, x: Any, guide_inputs: Any, guide_time: AbstractContextManager[None]
     ) -> tuple[Comparison, Captures, Captures]:
         """The captured layers of the target, and the guide's from running it in `guide_time`."""
-        self._check_open()
-        assert self._recorders is not None
-        target, guide = self._recorders
-        if target.recording:
-            raise RuntimeError("loss() belongs after the `with guidance.capture():` block")
-        if not self._captured:
-            raise RuntimeError(
-                "loss() needs a capture: run the target inside `with guidance.capture():` first, "
-                "once for each call of loss()"
-            )
+        target, guide = self._captured_networks()
         self._captured = False
         try:
             with guide_time:
@@ -169,6 +160,31 @@ class GuidedNetworks:
                 for side in (xs, ys)
             )
         return comparison, xs, ys
+
+    def _target_activations(self) -> Captures:
+        """The captured layers of the target, of pairs that are resolved; the guide does not run."""
+        target, _ = self._captured_networks()
+        assert self._comparison is not None
+        self._captured = False
+        try:
+            xs = target.take(self._comparison.target_sources)
+            target.check_gradients(self._comparison.target_sources, xs)
+        finally:
+            target.clear()
+        return xs
+
+    def _captured_networks(self) -> tuple[Recorder, Recorder]:
+        """The recorders of target and guide, if there is a capture."""
+        self._check_open()
+        assert self._recorders is not None
+        if self._recorders[0].recording:
+            raise RuntimeError("loss() belongs after the `with guidance.capture():` block")
+        if not self._captured:
+            raise RuntimeError(
+                "loss() needs a capture: run the target inside `with guidance.capture():` first, "
+                "once for each call of loss()"
+            )
+        return self._recorders
 
     def _attach(self) -> None:
         self._guide.freeze()
