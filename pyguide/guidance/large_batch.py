@@ -186,8 +186,6 @@ class LargeBatch:
                     first = self._stores(comparison, chunks[-1].stop)
                 for store, captures in zip(first, (xs, ys), strict=True):
                     store.put(chunk, captures)
-        # Weights that autocast has cast without a graph would be used again in the second pass.
-        torch.clear_autocast_cache()
         assert first is not None
         return _FirstPass(torch.stack(losses).sum(), comparison, *first, random)
 

@@ -93,6 +93,19 @@ def test_the_step_is_that_of_one_graph(chunk, pairs):
     assert losses.total == losses.task + losses.guidance
 
 
+def test_random_numbers_go_on_after_those_of_the_first_pass():
+    target, guide = networks(norm=False)
+    x, y = batch()
+    noisy = Guidance(target, guide, PAIRS, guide_transform=lambda x: x + torch.randn_like(x))
+    torch.manual_seed(2)
+    LargeBatch(noisy, CHUNK).backward(mean_task(target), x, y)
+    state = torch.get_rng_state()
+    torch.manual_seed(2)
+    for part in x.split(CHUNK):
+        target(part), torch.randn_like(part)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_without_batch_statistics_it_is_the_step_of_the_whole_batch():
     (target, guide), (other, _) = networks(norm=False, dropout=0.0), networks(norm=False, dropout=0)
     x, y = batch()
