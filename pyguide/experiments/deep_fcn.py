@@ -7,17 +7,16 @@ small: MNIST-1D in place of ImageNet, a 1-D ResNet in place of the ResNet-18.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 from torch import nn
 
-from pyguide.data.mnist1d import mnist1d
 from pyguide.data.splits import Splits
 from pyguide.errors import UserError
 from pyguide.experiments.harness.config import Config, option
-from pyguide.experiments.harness.experiment import Arm, Experiment, Setting, three_arms
+from pyguide.experiments.harness.experiment import Arm, Experiment, three_arms
 from pyguide.experiments.harness.image_folder import ImageFolderConfig, ImageFolderSetting
+from pyguide.experiments.harness.mnist1d import Mnist1DSetting
 from pyguide.experiments.networks import DeepFCN, ResNet1D, resnet18
 
 __all__ = ["EXPERIMENT"]
@@ -26,7 +25,6 @@ __all__ = ["EXPERIMENT"]
 _ARMS = three_arms(none=(1.65, 1.21), trained=(7.50, 1.51), untrained=(13.10, 0.72))
 # Of ResNet1D, with the pooled features.
 _GUIDE_LAYERS = 14
-_PAPER = "ImageNet, top-5 accuracy (%)"
 
 
 @dataclass(frozen=True)
@@ -44,18 +42,14 @@ class SmallConfig(Config):
     dropout: float = option(0.1, "dropout probability", least=0, target_only=True)
 
 
-class Small(Setting[SmallConfig]):
+class Small(Mnist1DSetting[SmallConfig]):
     """MNIST-1D, and a 1-D ResNet of 14 hidden layers as the guide."""
 
     title = "Deep FCN on MNIST-1D"
-    data_name = "MNIST-1D"
-    paper_name = _PAPER
     arms = _ARMS
     config = SmallConfig()
     quick: ClassVar = {"seeds": (1,), "depth": 12, "epochs": 8, "guide_epochs": 5}
     protocol: ClassVar = {"lrs": (1e-3, 3e-3, 1e-2)}
-    chance = 0.1
-    packages = ("mnist1d",)
 
     def check(self, config: SmallConfig) -> None:
         wanted = int(config.pairs.rpartition(":")[2]) if ":" in config.pairs else 1
@@ -65,9 +59,6 @@ class Small(Setting[SmallConfig]):
                 f"--pairs {config.pairs}: there are {layers} pairs, of {config.depth - 1} hidden "
                 f"layers of the target (--depth) and {_GUIDE_LAYERS} of the guide"
             )
-
-    def data(self, config: SmallConfig, cache: Path) -> Splits:
-        return mnist1d(cache, config.device)
 
     def target(self, config: SmallConfig, data: Splits) -> nn.Module:
         return DeepFCN(config.depth, width=config.width, dropout=config.dropout)

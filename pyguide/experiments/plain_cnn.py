@@ -7,16 +7,15 @@ The paper's Deep ConvNet, ResNet-50 without shortcuts, guided by a ResNet-50 on 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 from torch import nn
 
-from pyguide.data.mnist1d import mnist1d
 from pyguide.data.splits import Splits
 from pyguide.experiments.harness.config import Config, option
-from pyguide.experiments.harness.experiment import Arm, Experiment, Setting, three_arms
+from pyguide.experiments.harness.experiment import Arm, Experiment, three_arms
 from pyguide.experiments.harness.image_folder import ImageFolderConfig, ImageFolderSetting
+from pyguide.experiments.harness.mnist1d import Mnist1DSetting
 from pyguide.experiments.networks import ResNet1D, deep_convnet, resnet50
 
 __all__ = ["EXPERIMENT"]
@@ -42,21 +41,14 @@ class SmallConfig(Config):
     width: int = option(16, "channels of the first stage", least=1)
 
 
-class Small(Setting[SmallConfig]):
+class Small(Mnist1DSetting[SmallConfig]):
     """MNIST-1D; the guide is the target with its shortcuts."""
 
     title = "Plain CNN on MNIST-1D"
-    data_name = "MNIST-1D"
-    paper_name = "ImageNet, top-5 accuracy (%)"
     arms = _ARMS
     config = SmallConfig()
     quick: ClassVar = {"seeds": (1,), "blocks": 2, "epochs": 4, "guide_epochs": 3}
     protocol: ClassVar = {"lrs": (3e-4, 1e-3, 3e-3, 1e-2)}
-    chance = 0.1
-    packages = ("mnist1d",)
-
-    def data(self, config: SmallConfig, cache: Path) -> Splits:
-        return mnist1d(cache, config.device)
 
     def target(self, config: SmallConfig, data: Splits) -> nn.Module:
         return self._network(config, skips=False)

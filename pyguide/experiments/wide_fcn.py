@@ -7,16 +7,15 @@ small: MNIST-1D, a 1-D ResNet as the guide. The gap between training and validat
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 from torch import nn
 
-from pyguide.data.mnist1d import mnist1d
 from pyguide.data.splits import Splits
 from pyguide.experiments.harness.config import Config, option
-from pyguide.experiments.harness.experiment import Arm, Experiment, Setting, three_arms
+from pyguide.experiments.harness.experiment import Arm, Experiment, three_arms
 from pyguide.experiments.harness.image_folder import ImageFolderConfig, ImageFolderSetting
+from pyguide.experiments.harness.mnist1d import Mnist1DSetting
 from pyguide.experiments.networks import ResNet1D, WideFCN, resnet18
 
 __all__ = ["EXPERIMENT", "PaperConfig", "SmallConfig"]
@@ -35,22 +34,15 @@ class SmallConfig(Config):
     width: int = option(512, "units of a hidden layer", least=1, target_only=True)
 
 
-class Small(Setting[SmallConfig]):
+class Small(Mnist1DSetting[SmallConfig]):
     """MNIST-1D, and a 1-D ResNet of 14 hidden layers as the guide."""
 
     title = "Wide FCN on MNIST-1D"
-    data_name = "MNIST-1D"
-    paper_name = "ImageNet, top-5 accuracy (%)"
     arms = _ARMS
     config = SmallConfig()
     quick: ClassVar = {"seeds": (1,), "epochs": 8, "guide_epochs": 5}
     protocol: ClassVar = {"lrs": (1e-4, 3e-4, 1e-3, 3e-3)}
-    chance = 0.1
     judge_gap = True
-    packages = ("mnist1d",)
-
-    def data(self, config: SmallConfig, cache: Path) -> Splits:
-        return mnist1d(cache, config.device)
 
     def target(self, config: SmallConfig, data: Splits) -> nn.Module:
         return WideFCN(in_features=40, width=config.width, classes=data.classes)

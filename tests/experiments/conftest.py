@@ -14,8 +14,7 @@ import torch
 
 from pyguide.cli import main
 from pyguide.data.splits import Splits, TensorSplit
-from pyguide.experiments import deep_fcn
-from pyguide.experiments.harness import processes
+from pyguide.experiments.harness import mnist1d, processes
 
 
 @pytest.fixture(scope="session")
@@ -33,8 +32,8 @@ def tiny() -> Splits:
 
 @pytest.fixture
 def tiny_data(tiny, monkeypatch):
-    """The deep-FCN experiment trains on the tiny data."""
-    monkeypatch.setattr(deep_fcn, "mnist1d", lambda cache, device: tiny)
+    """The experiments on MNIST-1D train on the tiny data."""
+    monkeypatch.setattr(mnist1d, "mnist1d", lambda cache, device: tiny)
 
 
 @pytest.fixture
@@ -92,7 +91,7 @@ def original_folder(tiny, tmp_path_factory):
     command += ["--epochs", "2", "--workers", "1"]
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deep_fcn, "mnist1d", lambda cache, device: tiny)
+        patch.setattr(mnist1d, "mnist1d", lambda cache, device: tiny)
         patch.setattr(processes.multiprocessing, "get_context", lambda _: ThreadContext)
         assert main([*command, "--out", str(out)]) == 0
     torch.set_num_threads(threads)

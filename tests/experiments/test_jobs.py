@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyguide.experiments import deep_fcn
 from pyguide.experiments.deep_fcn import EXPERIMENT
+from pyguide.experiments.harness import mnist1d
 from pyguide.experiments.harness.jobs import Files, GuideJob, TargetJob
 from pyguide.torch_files import load_tensors
 
@@ -68,7 +68,7 @@ def small(tiny_data, one_thread):
 @pytest.mark.slow
 def test_the_shipped_guide_reaches_95_percent(files, new_report, monkeypatch):
     monkeypatch.undo()  # MNIST-1D itself.
-    assert "tiny" not in deep_fcn.mnist1d.__qualname__
+    assert "tiny" not in mnist1d.mnist1d.__qualname__
     report = new_report()
     result = GuideJob(SETTING, SETTING.config, 1, True, files).run(report)
     assert result["test_accuracy"] >= 0.95
@@ -165,7 +165,7 @@ def test_the_guides_best_weights_are_saved(guide_job, files, run_job, tiny):
 def test_the_test_set_steers_nothing(target_job, run_job, tiny, monkeypatch):
     first = run_job(target_job("untrained", lr=0.1, epochs=4))
     other = replace(tiny, test=replace(tiny.test, y=1 - tiny.test.y))
-    monkeypatch.setattr(deep_fcn, "mnist1d", lambda cache, device: other)
+    monkeypatch.setattr(mnist1d, "mnist1d", lambda cache, device: other)
     second = run_job(target_job("untrained", lr=0.1, epochs=4))
     assert second != first
     for result, records in (first, second):
@@ -177,7 +177,7 @@ def test_the_test_set_steers_nothing(target_job, run_job, tiny, monkeypatch):
 
 def test_a_sweep_never_scores_the_test_set(target_job, run_job, tiny, monkeypatch):
     hidden = replace(tiny, test=None)
-    monkeypatch.setattr(deep_fcn, "mnist1d", lambda cache, device: hidden)
+    monkeypatch.setattr(mnist1d, "mnist1d", lambda cache, device: hidden)
     result, records = run_job(target_job(sweep=True))
     assert not [key for record in [result, *records] for key in record if key.startswith("test")]
 

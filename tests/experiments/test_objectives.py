@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pyguide.experiments import ablations, deep_fcn, fcn_init, wide_fcn
+from pyguide.experiments import ablations, deep_fcn, fcn_init
 from pyguide.experiments.harness.initialization import align
 from pyguide.experiments.harness.jobs import Files, TargetJob
 from pyguide.experiments.harness.objectives import Distilled, Guided, Objective
@@ -88,8 +88,7 @@ def test_alignment_brings_the_target_nearer_without_labels(tiny):
 
 
 @pytest.fixture
-def init_job(tmp_path, tiny, monkeypatch, one_thread):
-    monkeypatch.setattr(wide_fcn, "mnist1d", lambda cache, device: tiny)
+def init_job(tmp_path, tiny_data, one_thread):
     setting = fcn_init.EXPERIMENT.scales["default"]
     config = replace(setting.config, width=16, epochs=3, batch_size=128, align_steps=5)
     files = Files(tmp_path, tmp_path / "checkpoint.pt", 1e9, tmp_path / "guide.pt")

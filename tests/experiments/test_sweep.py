@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from pyguide.cli import main
-from pyguide.experiments import deep_fcn
 from pyguide.experiments.deep_fcn import EXPERIMENT
+from pyguide.experiments.harness import mnist1d
 from pyguide.experiments.harness.grid import pick, sweep_tasks, with_guides
 from pyguide.experiments.harness.jobs import Files
 from pyguide.files import read_json
@@ -111,7 +111,7 @@ def test_values_are_varied_with_a_baseline_each(tiny_data, jobs_in_threads, tmp_
 
 def test_a_sweep_alone_never_sees_the_test_set(tiny, jobs_in_threads, tmp_path, monkeypatch):
     hidden = replace(tiny, test=None)
-    monkeypatch.setattr(deep_fcn, "mnist1d", lambda cache, device: hidden)
+    monkeypatch.setattr(mnist1d, "mnist1d", lambda cache, device: hidden)
     out = tmp_path / "run"
     options = ["--arms", "none", "--sweep-only", "--lrs", "1e-3"]
     assert main([*TRAIN, *TINY, *options, "--out", str(out)]) == 0

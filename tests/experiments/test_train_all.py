@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from pyguide.cli import main
-from pyguide.experiments import deep_fcn, find_experiments, wide_fcn
+from pyguide.experiments import deep_fcn, find_experiments
 from pyguide.experiments.harness import suite
 from pyguide.experiments.harness.config import Config
 from pyguide.files import read_json
@@ -16,8 +16,8 @@ ALL = ["train", "all", "--only", "wide-fcn", "deep-fcn", "--workers", "1"]
 
 
 @pytest.fixture
-def quick_data(tiny_data, tiny, monkeypatch, jobs_in_threads):
-    monkeypatch.setattr(wide_fcn, "mnist1d", lambda cache, device: tiny)
+def quick_data(tiny_data, jobs_in_threads):
+    pass
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ declares
 ====================  ==========================================================
 ``config``            what a run depends on, and its command-line options
 ``experiment``        what an experiment declares
+``mnist1d``           the default scale's data; ``image_folder``: the paper scale's
 ``grid``              arms x learning rates x seeds, as tasks
 ``trainer``           the training of one model, stopped and continued
 ``jobs``              a guide, or a target in one arm with one seed

@@ -112,7 +112,7 @@ class Setting(ABC, Generic[C]):
     #: One line for reports, and the names of the data set and of the paper's measurement.
     title: str
     data_name: str
-    paper_name: str
+    paper_name = "ImageNet, top-5 accuracy (%)"
     #: Arms in the order of the report.
     arms: tuple[Arm, ...]
     #: The shipped configuration, and what a smoke run (``--quick``) changes in it.

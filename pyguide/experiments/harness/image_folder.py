@@ -38,7 +38,6 @@ class ImageFolderSetting(Setting[C]):
     """Images of the user's folder in ImageNet's layout."""
 
     data_name = "image folder"
-    paper_name = "ImageNet, top-5 accuracy (%)"
     metric = Metric("top5_accuracy", "top-5 accuracy")
     top_k = 5
     packages = ("pillow",)
