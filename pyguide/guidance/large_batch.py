@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -24,11 +25,15 @@ __all__ = ["LargeBatch", "StepLosses"]
 Task = Callable[..., Tensor]
 
 
-class StepLosses(NamedTuple):
-    """The losses of a step, detached scalars: `total` is what was trained with."""
+@dataclass(frozen=True)
+class StepLosses:
+    """The losses of a step, detached scalars."""
 
+    #: What was trained with.
     total: Tensor
+    #: The mean of the task's loss over the batch.
     task: Tensor
+    #: The weighted guidance term.
     guidance: Tensor
 
 
