@@ -95,8 +95,8 @@ class Mnist(Setting[MnistConfig]):
     quick: ClassVar = {
         "seeds": (1,),
         "depth": 12,
-        "epochs": 8,
-        "guide_width": 8,
+        "epochs": 5,
+        "guide_width": 4,
         "guide_epochs": 3,
     }
     protocol: ClassVar = Small.protocol
