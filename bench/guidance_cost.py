@@ -76,7 +76,7 @@ CASES = {
         (40,),
     ),
     "mnist": Case(
-        "50 layers of 256 on 1 x 28 x 28, ResNet-18",
+        "50 layers of 256 on 1 x 28 x 28, ResNet-18 with ImageNet's stem",
         _image_fcn(28, 1, depth=50, width=256),
         lambda: resnet18(classes=10, in_channels=1),
         (1, 28, 28),
