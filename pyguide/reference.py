@@ -29,6 +29,7 @@ __all__ = [
     "euclidean_matrix",
     "feature_space_inner_product",
     "gram",
+    "gram_alignment",
     "h_center",
     "off_diagonal_center",
     "pairwise_alignment",
@@ -120,7 +121,10 @@ def entries_center(s: Tensor) -> Tensor:
 def _squared_distances(x: Tensor) -> Tensor:
     """``||x_i - x_j||^2`` of an (n, d) matrix, at least 0."""
     x = center_features(x)
-    k = x @ x.mT
+    return _distances_of_gram(x @ x.mT)
+
+
+def _distances_of_gram(k: Tensor) -> Tensor:
     squares = k.diagonal()
     return (squares[:, None] + squares - 2 * k).clamp(min=0)
 
@@ -131,7 +135,10 @@ def rbf_matrix(x: Tensor, multiple: float = 1.0, bandwidth: float = 0.0) -> Tens
     ``sigma^2`` is ``bandwidth^2`` if that is not 0, else ``multiple^2`` times the median of all
     n^2 squared distances (Kornblith et al. 2019), which is no variable of the gradient.
     """
-    d = _squared_distances(x)
+    return _rbf(_squared_distances(x), multiple, bandwidth)
+
+
+def _rbf(d: Tensor, multiple: float = 1.0, bandwidth: float = 0.0) -> Tensor:
     ordered = d.detach().flatten().sort().values
     median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
     variance = multiple**2 * median if not bandwidth else median.new_tensor(bandwidth**2)
@@ -142,7 +149,10 @@ def rbf_matrix(x: Tensor, multiple: float = 1.0, bandwidth: float = 0.0) -> Tens
 
 def euclidean_matrix(x: Tensor) -> Tensor:
     """``||x_i - x_j||`` of an (n, d) matrix."""
-    d = _squared_distances(x)
+    return _euclidean(_squared_distances(x))
+
+
+def _euclidean(d: Tensor) -> Tensor:
     # `where` before the root: the root's gradient at 0 is infinite.
     return torch.where(d == 0, d, torch.where(d == 0, 1.0, d).sqrt())
 
@@ -204,6 +214,32 @@ def pairwise_alignment(
         return _CENTERINGS[centering](s), torch.linalg.vector_norm(s)
 
     return _aligned(xs, ys, pairs, centered)
+
+
+def gram_alignment(
+    grams: Sequence[Tensor],
+    function: str,
+    parameters: Sequence[float],
+    centering: str,
+    *,
+    pairs: Sequence[tuple[int, int]],
+) -> tuple[Tensor, Tensor]:
+    """Alignments of layers given by their centred Gram matrices, each (n, n): (P,) and (P,) bool.
+
+    `function` is "linear" (CKA), "rbf" or "euclidean", `centering` as for
+    :func:`pairwise_alignment`, `pairs` index `grams`.
+    """
+    of_distances: dict[str, Callable[..., Tensor]] = {"rbf": _rbf, "euclidean": _euclidean}
+
+    def centered(k: Tensor) -> tuple[Tensor, Tensor]:
+        if function == "linear":
+            return _CENTERINGS[centering](k), k.diagonal().sum()
+        s = of_distances[function](_distances_of_gram(k), *parameters)
+        if centering in ("h", "u"):
+            return _CENTERINGS[centering](s), h_center(s).diagonal().sum()
+        return _CENTERINGS[centering](s), torch.linalg.vector_norm(s)
+
+    return _aligned(grams, grams, pairs, centered)
 
 
 @_without_autocast

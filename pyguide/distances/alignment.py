@@ -12,6 +12,7 @@ from pyguide.distances.base import FlaggedDistance
 from pyguide.distances.costs import IN_DOUBLE, PairCost, PlannedLayers, Work, pair_costs
 from pyguide.ops.contract import result_dtype
 from pyguide.ops.dissimilarities import dissimilarity
+from pyguide.ops.gram_alignment import gram_alignment
 from pyguide.ops.inputs import check_precision
 from pyguide.ops.pairwise import Options, fake_saved, pairwise_alignment
 from pyguide.ops.routes import multiply_adds
@@ -54,6 +55,19 @@ class DissimilarityAlignment(FlaggedDistance):
             per_token=per_token,
             precision=self.precision,
         )
+        return 1 - values, degenerate
+
+    @property
+    def of_grams(self) -> bool:  # type: ignore[override]
+        # Cosines are of the samples' angles at the origin, which centring moves.
+        return self._options.function != "cosine"
+
+    def from_grams(
+        self, grams: Sequence[Tensor], pairs: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        if not self.of_grams:
+            raise NotImplementedError(f"{self.name!r} is no function of centred Gram matrices")
+        values, degenerate = gram_alignment(grams, pairs, self._options)
         return 1 - values, degenerate
 
     def _costs(self, planned: PlannedLayers) -> list[PairCost]:

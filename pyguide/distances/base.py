@@ -27,6 +27,8 @@ class Distance(ABC):
     name: str
     #: Fewest samples that it is defined for.
     min_samples: int = 2
+    #: Whether it is a function of the layers' centred Gram matrices: see :meth:`from_grams`.
+    of_grams: bool = False
 
     @abstractmethod
     def __call__(
@@ -71,6 +73,28 @@ class Distance(ABC):
         others = zip(*(y.unbind(1) for y in ys), strict=True)
         distances = [self(x, y, pairs=pairs) for x, y in zip(tokens, others, strict=True)]
         return torch.stack(distances, dim=1), None
+
+    def from_grams(
+        self, grams: Sequence[Tensor], pairs: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same from centred Gram matrices, where :attr:`of_grams` is true.
+
+        With it a batch may be spread over processes, whose Gram matrices are added, and a layer's
+        Gram matrix may be kept instead of the layer.
+
+        Parameters
+        ----------
+        grams : sequence of Tensor, each (n, n)
+            ``H X Xᵀ H`` of the layers, see :func:`pyguide.gram`: symmetric, float64 or float32.
+        pairs : sequence of (int, int)
+            Indices into `grams`.
+
+        Returns
+        -------
+        Tensor, Tensor or None
+            (P,) distances, differentiable once in every matrix, and (P,) flags.
+        """
+        raise NotImplementedError(f"{self.name!r} is no function of Gram matrices alone")
 
     def costs(
         self,

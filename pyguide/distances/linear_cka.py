@@ -12,7 +12,9 @@ from pyguide.distances.base import FlaggedDistance
 from pyguide.distances.costs import PairCost, PlannedLayers
 from pyguide.ops import cka_pairs_and_flags, feature_space, sample_space
 from pyguide.ops.contract import result_dtype
+from pyguide.ops.gram_alignment import gram_alignment
 from pyguide.ops.inputs import check_precision
+from pyguide.ops.pairwise import Options
 from pyguide.ops.routes import Part, multiply_adds, split_by_route
 
 __all__ = ["LinearCKA"]
@@ -61,6 +63,8 @@ class LinearCKA(FlaggedDistance):
     torch.Size([2])
     """
 
+    of_grams = True
+
     def __init__(self, *, debiased: bool = False, precision: str | None = None) -> None:
         check_precision(precision)
         self.debiased = debiased
@@ -89,16 +93,28 @@ class LinearCKA(FlaggedDistance):
             per_token=per_token,
             precision=self.precision,
         )
+        if xs:
+            self._warn_of_few_samples(xs[0].size(0))
+        return 1 - cka, degenerate
+
+    def from_grams(
+        self, grams: Sequence[Tensor], pairs: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        options = Options("linear", (), "u" if self.debiased else "h")
+        cka, degenerate = gram_alignment(grams, pairs, options)
+        self._warn_of_few_samples(grams[0].size(0))
+        return 1 - cka, degenerate
+
+    def _warn_of_few_samples(self, n: int) -> None:
         quiet = self.debiased or self._warned or torch.compiler.is_compiling()
-        if not quiet and xs and xs[0].size(0) < _FEW_SAMPLES:
+        if not quiet and n < _FEW_SAMPLES:
             self._warned = True
             warnings.warn(
-                f"biased CKA of {xs[0].shape[0]} samples is close to 1 whatever the layers "
+                f"biased CKA of {n} samples is close to 1 whatever the layers "
                 "(0.97 for independent 512-dimensional features at n = 16): use larger "
                 "batches or the debiased estimator",
-                stacklevel=3,
+                stacklevel=4,
             )
-        return 1 - cka, degenerate
 
     def _costs(self, planned: PlannedLayers) -> list[PairCost]:
         costs: dict[int, PairCost] = {}

@@ -9,7 +9,7 @@ centred.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,14 +19,14 @@ from pyguide import reference
 from pyguide.ops.centering import center_
 from pyguide.ops.contract import Alignment, result_dtype, token_count
 from pyguide.ops.dispatch import backend_of, has_native_backend
-from pyguide.ops.dissimilarities import dissimilarity, squared_distances
+from pyguide.ops.dissimilarities import Dissimilarity, dissimilarity, squared_distances
 from pyguide.ops.distinct import distinct_layers, no_values
 from pyguide.ops.first_derivative import first_derivative_only
 from pyguide.ops.inputs import check_layers, check_pairs, check_precision, check_tokens
 from pyguide.ops.library import register
 from pyguide.ops.precision import precision_code
 
-__all__ = ["Options", "fake_saved", "pairwise_alignment"]
+__all__ = ["Options", "fake_saved", "laplacians", "pairwise_alignment", "similarities"]
 
 # Entries of matrices that are float64 at a time: 8 MiB, so that they stay in a CPU's cache.
 _ENTRIES_AT_ONCE = 1 << 20
@@ -53,24 +53,52 @@ def _forward(
     differentiable: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     backend = backend_of(layers[0].device)
-    n, tokens = layers[0].size(0), token_count(layers, per_token)
+    tokens = token_count(layers, per_token)
     grams = backend.gram(layers, center=True, per_token=per_token, precision=precision)
     f = dissimilarity(function, parameters)
-    state = grams.new_empty((len(grams), f.state_size(n)), dtype=torch.float64)
-    stats = grams.new_zeros(backend.stats_shape(len(grams), n), dtype=torch.float64)
+
+    def state_of(d: Tensor, group: slice) -> Tensor:
+        return f.state(d, layers[group], per_token)
+
     centered = torch.empty_like(grams) if differentiable else grams
-    for group in _groups(len(layers), tokens * n * n, grams.device):
+    stats, state = similarities(grams, f, state_of, centering, tokens, out=centered)
+    values, degenerate, *_ = backend.align(centered, stats, left, right, tokens)
+    return values, degenerate, [grams, centered, stats, state] if differentiable else []
+
+
+def similarities(
+    grams: Tensor,
+    f: Dissimilarity,
+    state_of: Callable[[Tensor, slice], Tensor],
+    centering: str,
+    tokens: int,
+    *,
+    out: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Centred similarities of the samples, into `out`; their statistics and what `f` keeps.
+
+    Parameters
+    ----------
+    grams, out : Tensor, (L T, n, n)
+        Centred Gram matrices, and where S° goes, which may be the same memory.
+    state_of : callable
+        The state of `f` for the squared distances of a group of layers.
+    """
+    n = grams.size(1)
+    stats_shape = backend_of(grams.device).stats_shape(len(grams), n)
+    state = grams.new_empty((len(grams), f.state_size(n)), dtype=torch.float64)
+    stats = grams.new_zeros(stats_shape, dtype=torch.float64)
+    for group in _groups(len(grams) // tokens, tokens * n * n, grams.device):
         matrices = slice(group.start * tokens, group.stop * tokens)
         d = squared_distances(grams[matrices])
-        state[matrices] = f.state(d, layers[group], per_token)
+        state[matrices] = state_of(d, group)
         s, subtracted = f.of_(d, state[matrices])
         scale, norm_squared = center_(s, centering)
         totals = stats[matrices].flatten(1)
         totals[:, 0] = scale if subtracted is None else scale.maximum(subtracted)
         totals[:, 1] = norm_squared
-        centered[matrices] = s
-    values, degenerate, *_ = backend.align(centered, stats, left, right, tokens)
-    return values, degenerate, [grams, centered, stats, state] if differentiable else []
+        out[matrices] = s
+    return stats, state
 
 
 def _fake_forward(
@@ -122,11 +150,39 @@ def _backward(
     precision: int,
 ) -> list[Tensor]:
     backend = backend_of(layers[0].device)
-    n, tokens = layers[0].size(0), token_count(layers, per_token)
-    grams, centered, stats, state = saved
-    f = dissimilarity(function, parameters)
-    forward = Alignment(values, degenerate, centered, stats)
+    tokens = token_count(layers, per_token)
     grads: list[Tensor] = []
+    f = dissimilarity(function, parameters)
+    for some, b, m in laplacians(grad, values, degenerate, saved, f, left, right, wanted, tokens):
+        xs = [layers[w] for w in some]
+        # The sum of the two terms is rounded once.
+        multiplied = xs if m is None else [x if x.dtype.itemsize > 2 else x.float() for x in xs]
+        outs = backend.apply(b, multiplied, shifted=True, per_token=per_token, precision=precision)
+        if m is not None:
+            for out, x, scales in zip(outs, multiplied, m.split(tokens), strict=True):
+                _add_scaled_rows(out, x, scales, per_token)
+        grads += [out.to(x.dtype) for out, x in zip(outs, xs, strict=True)]
+    return grads
+
+
+def laplacians(
+    grad: Tensor,
+    values: Tensor,
+    degenerate: Tensor,
+    saved: list[Tensor],
+    f: Dissimilarity,
+    left: list[int],
+    right: list[int],
+    wanted: list[int],
+    tokens: int,
+) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
+    """Some of the wanted layers at a time, B (L T, n, n) and m (L T, n) of their gradient.
+
+    ``d(grad * values).sum() = <B, dK> / 2 + ...``: see pyguide/ops/dissimilarities.py.
+    """
+    grams, centered, stats, state = saved
+    backend, n = backend_of(grams.device), grams.size(1)
+    forward = Alignment(values, degenerate, centered, stats)
     for group in _groups(len(wanted), tokens * n * n, grams.device):
         some = wanted[group]
         a = backend.coefficients(grad, forward, left, right, some, tokens).double()
@@ -136,17 +192,7 @@ def _backward(
         rows = weights.sum(dim=2)
         b = weights.mul_(-2)
         b.diagonal(dim1=1, dim2=2).copy_(2 * rows)
-        xs = [layers[w] for w in some]
-        # The sum of the two terms is rounded once.
-        multiplied = xs if m is None else [x if x.dtype.itemsize > 2 else x.float() for x in xs]
-        outs = backend.apply(
-            b.to(grams.dtype), multiplied, shifted=True, per_token=per_token, precision=precision
-        )
-        if m is not None:
-            for out, x, scales in zip(outs, multiplied, m.split(tokens), strict=True):
-                _add_scaled_rows(out, x, scales, per_token)
-        grads += [out.to(x.dtype) for out, x in zip(outs, xs, strict=True)]
-    return grads
+        yield some, b.to(grams.dtype), m
 
 
 def _fake_backward(
