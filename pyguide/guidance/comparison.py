@@ -12,6 +12,7 @@ from torch import Tensor
 from pyguide.capture.padding import filled, valid_positions
 from pyguide.capture.recorder import Captured, Source
 from pyguide.distances import Distance
+from pyguide.distributed import GlobalBatch
 from pyguide.guidance import masking
 from pyguide.guidance.pairing import Layers, Pair
 
@@ -75,14 +76,37 @@ class Comparison:
 
     def compare(self, xs: Captures, ys: Captures, mask: Tensor | None = None) -> Distances:
         """The same of what passes :meth:`check`, or of some pairs of such a comparison."""
+        distance = self.distance
+        if isinstance(distance, GlobalBatch) and _padded(xs, ys, mask):
+            xs, ys, mask = self._gathered(distance, xs, ys, mask)
+            distance = distance.distance
         parts: list[tuple[list[int], Distances]] = []
         if self._whole:
-            parts.append((self._whole, self._whole_distances(xs, ys, mask)))
+            parts.append((self._whole, self._whole_distances(distance, xs, ys, mask)))
         for pairs, valid in self._token_groups(xs, ys, mask):
-            parts.append((pairs, self._token_distances(pairs, xs, ys, valid)))
+            parts.append((pairs, self._token_distances(distance, pairs, xs, ys, valid)))
         if len(parts) == 1:
             return parts[0][1]
         return _in_order(parts)
+
+    def _gathered(
+        self, distance: GlobalBatch, xs: Captures, ys: Captures, mask: Tensor | None
+    ) -> tuple[Captures, Captures, Tensor | None]:
+        """The samples of all processes: which count at a position depends on all of them."""
+        per_token = {("x", self.indices[p][0]) for p in self._per_token}
+        per_token |= {("y", self.indices[p][1]) for p in self._per_token}
+        captures = [(("x", i), x) for i, x in enumerate(xs)]
+        captures += [(("y", j), y) for j, y in enumerate(ys)]
+        layers = [
+            (layer.tensor, valid_positions(*layer, mask, per_token=key in per_token))
+            for key, layer in captures
+        ]
+        gathered = distance.gather(layers if mask is None else [*layers, (mask, mask)])
+        own = [
+            Captured(tensor, valid if layer.mask is not None else None)
+            for (tensor, valid), (_, layer) in zip(gathered, captures, strict=False)
+        ]
+        return own[: len(xs)], own[len(xs) :], None if mask is None else gathered[-1][1]
 
     def check(self, xs: Captures, ys: Captures, mask: Tensor | None = None) -> None:
         """Raise, with the names of the layers, unless their shapes can be compared."""
@@ -109,9 +133,11 @@ class Comparison:
             layers = [captured.tensor for captured in (*xs, *ys)]
             masking.check_mask(mask, layers, per_token=bool(self._per_token))
 
-    def _whole_distances(self, xs: Captures, ys: Captures, mask: Tensor | None) -> Distances:
+    def _whole_distances(
+        self, distance: Distance, xs: Captures, ys: Captures, mask: Tensor | None
+    ) -> Distances:
         return _distances(
-            self.distance,
+            distance,
             [self.indices[p] for p in self._whole],
             lambda i: filled(xs[i].tensor, valid_positions(*xs[i], mask)),
             lambda j: filled(ys[j].tensor, valid_positions(*ys[j], mask)),
@@ -135,13 +161,18 @@ class Comparison:
         return [(pairs, valid) for _, pairs, valid in groups]
 
     def _token_distances(
-        self, pairs: Sequence[int], xs: Captures, ys: Captures, valid: Tensor | None
+        self,
+        distance: Distance,
+        pairs: Sequence[int],
+        xs: Captures,
+        ys: Captures,
+        valid: Tensor | None,
     ) -> Distances:
         """Means over the positions; with a mask, each position over its valid samples."""
         indices = [self.indices[p] for p in pairs]
         if valid is None:
             values, flags = _distances(
-                self.distance,
+                distance,
                 indices,
                 lambda i: xs[i].tensor,
                 lambda j: ys[j].tensor,
@@ -150,23 +181,27 @@ class Comparison:
             return values.mean(dim=1), None if flags is None else flags.all(dim=1)
         groups = [
             _distances(
-                self.distance,
+                distance,
                 indices,
                 partial(_gathered, xs, positions, samples),
                 partial(_gathered, ys, positions, samples),
                 per_token=True,
             )
-            for positions, samples in masking.position_groups(valid, self.distance.min_samples)
+            for positions, samples in masking.position_groups(valid, distance.min_samples)
         ]
         if not groups:
             raise ValueError(
                 f"no position of the pair {self.pairs[pairs[0]].paths} has the "
-                f"{self.distance.min_samples} valid samples that {self.distance.name!r} needs: "
+                f"{distance.min_samples} valid samples that {distance.name!r} needs: "
                 "look at the mask (True is valid), or use a larger batch"
             )
         values = torch.cat([values for values, _ in groups], dim=1).mean(dim=1)
         known = [flags for _, flags in groups if flags is not None]
         return values, torch.cat(known, dim=1).all(dim=1) if known else None
+
+
+def _padded(xs: Captures, ys: Captures, mask: Tensor | None) -> bool:
+    return mask is not None or any(layer.mask is not None for layer in (*xs, *ys))
 
 
 class _Used(NamedTuple):

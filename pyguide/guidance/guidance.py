@@ -9,6 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from pyguide.distances import Distance
+from pyguide.guidance.all_processes import (
+    ProcessGroup,
+    is_distributed,
+    telling_others,
+    warn_of_own_batches,
+)
 from pyguide.guidance.degeneracy import DegeneracyWarner
 from pyguide.guidance.guide import FrozenGuide
 from pyguide.guidance.logs import LossRecord, StepLogs, grad_norm
@@ -18,7 +24,7 @@ from pyguide.guidance.phases import Phases
 from pyguide.guidance.schedules import Schedule
 from pyguide.guidance.timing import device_of
 
-__all__ = ["Guidance", "is_distributed"]
+__all__ = ["Guidance"]
 
 
 class Guidance(GuidedNetworks, StepLogs):
@@ -86,6 +92,11 @@ class Guidance(GuidedNetworks, StepLogs):
         For "calibrated".
     timed : bool
         Measure what :meth:`times` returns. Not inside compiled code.
+    process_group : ProcessGroup or "local", optional
+        Under torch.distributed, whose batches are compared as one: by default those of all
+        processes, see :class:`pyguide.distributed.GlobalBatch`. Every process then makes this
+        object and calls :meth:`loss` in the same steps. "local" compares each process's own
+        batch, which sends nothing and trains something else: the mean of small batches' CKAs.
 
     Raises
     ------
@@ -154,10 +165,12 @@ class Guidance(GuidedNetworks, StepLogs):
         guide_transform: Callable[[Any], Any] | None = None,
         calibration_batches: int = 8,
         timed: bool = False,
+        process_group: ProcessGroup | str | None = None,
     ) -> None:
         self._phases = Phases(weight, release_at, align_only)
         frozen = FrozenGuide(guide, guide_mode, guide_transform, calibration_batches)
-        GuidedNetworks.__init__(self, target, frozen, pairs, distance, example)
+        GuidedNetworks.__init__(self, target, frozen, pairs, distance, example, process_group)
+        self._check_processes = process_group is None and not is_distributed()
         StepLogs.__init__(self, target, timed)
         self._degeneracy = DegeneracyWarner()
         if not self.released:
@@ -219,7 +232,11 @@ class Guidance(GuidedNetworks, StepLogs):
             loss = torch.zeros((), device=device_of(self.target))
             self._record = None if self.released else LossRecord(0.0, loss.clone())
             return loss
-        distances = self._distances(x, guide_inputs, mask)
+        if self._global is None:
+            distances = self._distances(x, guide_inputs, mask)
+        else:
+            with telling_others(self._global):
+                distances = self._distances(x, guide_inputs, mask)
         loss = self.weight * distances.sum()
         # A copy, for `loss /= 4` is in place.
         self._record = LossRecord(self.weight, loss.detach().clone(), distances.detach())
@@ -253,8 +270,8 @@ class Guidance(GuidedNetworks, StepLogs):
         grad_norms : bool
             Log the gradient norms of the task and the guidance term over all parameters
             of the target: of this process alone, and of losses that no GradScaler has scaled.
-            Costs two more backward passes, so ask for it in some of the steps. Not for
-            compiled targets, whose backward can run only once.
+            Costs two more backward passes, so ask for it in some of the steps, in every process.
+            Not for compiled targets, whose backward can run only once.
 
         Returns
         -------
@@ -266,6 +283,8 @@ class Guidance(GuidedNetworks, StepLogs):
         RuntimeError, TypeError, ValueError
             As :meth:`loss`.
         """
+        if self._global is not None:
+            self._global.context = " with grad_norms" if grad_norms else ""
         guidance = self.loss(x, guide_inputs, mask=mask)
         record = self._record or LossRecord(0.0, guidance)
         record.task = task_loss.detach().clone()
@@ -370,6 +389,13 @@ class Guidance(GuidedNetworks, StepLogs):
         """Whether this step needs neither the guide nor a capture."""
         return self.released or (self.weight == 0 and not self._closed)
 
+    def _warn_of_own_batches(self) -> None:
+        if not self._check_processes or torch.compiler.is_compiling() or not is_distributed():
+            return
+        self._check_processes = False
+        if torch.distributed.get_world_size() > 1:
+            warn_of_own_batches()
+
     def _distances(self, x: Any, guide_inputs: Any, mask: Tensor | None) -> Tensor:
         """(P,) distances of what was captured."""
         comparison, xs, ys = self._activations(x, guide_inputs, self._timed("guide"))
@@ -401,13 +427,11 @@ class _Window:
 
     def __enter__(self) -> None:
         self._guidance._check_open()
+        self._guidance._warn_of_own_batches()
         self._guidance._start_step()
         self._guidance._start_capture(recording=not self._guidance._idle)
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         self._guidance._end_capture(failed=kind is not None)
-
-
-def is_distributed() -> bool:
-    """Whether torch.distributed is in use."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+        if error is not None and self._guidance._global is not None:
+            self._guidance._global.fail(error)

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyguide.guidance.activation_store import ActivationStore
+from pyguide.guidance.all_processes import is_distributed, telling_others
 from pyguide.guidance.chunks import chunk_slices, rows
 from pyguide.guidance.comparison import Comparison
-from pyguide.guidance.guidance import Guidance, is_distributed
+from pyguide.guidance.guidance import Guidance
 from pyguide.guidance.logs import LossRecord
 from pyguide.guidance.replay import RandomState, unchanged_buffers
 from pyguide.guidance.schedules import whole_number
@@ -157,7 +158,13 @@ class LargeBatch:
             As :meth:`pyguide.Guidance.loss`; tensors of different first axes; chunks in which a
             layer has another shape.
         """
-        guidance, batch = self.guidance, (x, *others)
+        with telling_others(self.guidance._global):
+            return self._step(task, (x, *others), guide_inputs, mask)
+
+    def _step(
+        self, task: Task, batch: tuple[Any, ...], guide_inputs: Any, mask: Tensor | None
+    ) -> StepLosses:
+        guidance = self.guidance
         chunks = chunk_slices(self.chunk_size, (batch, guide_inputs, mask))
         self._warn_of_batch_norm(chunks)
         if guidance._idle:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyguide.capture.paths import named_layers
 from pyguide.capture.recorder import Recorder, Source, observed
 from pyguide.distances import Distance, get_distance
+from pyguide.guidance.all_processes import ProcessGroup, global_batch_of
 from pyguide.guidance.comparison import Captures, Comparison
 from pyguide.guidance.guide import FrozenGuide
 from pyguide.guidance.pairing import Pair, make_pairing
@@ -33,12 +34,14 @@ class GuidedNetworks:
         pairs: str | Iterable[Pair | tuple[str, str]],
         distance: str | Distance,
         example: Any,
+        process_group: ProcessGroup | str | None,
     ) -> None:
         _check_separate(target, guide.model)
         self.target = target
         self.guide = guide.model
         self._guide = guide
         self.distance = get_distance(distance)
+        self._global = global_batch_of(self.distance, process_group)
         #: The (target path, guide path) pairs; None while rules and globs are not resolved.
         self.pairs: list[tuple[str, str]] | None = None
         self._target_layers = named_layers(target)
@@ -104,6 +107,8 @@ class GuidedNetworks:
         """Remove every hook; the object cannot be used afterwards."""
         self._closed = True
         self._detach()
+        if self._global is not None:
+            self._global.close()
 
     def __reduce__(self) -> NoReturn:
         # The hooks of a copied model are inert, so a copy could never capture.
@@ -228,7 +233,8 @@ class GuidedNetworks:
         return self._comparison
 
     def _comparison_of(self, pairs: Sequence[Pair]) -> Comparison:
-        return Comparison(pairs, self.distance, self._target_layers, self._guide_layers)
+        distance = self._global or self.distance
+        return Comparison(pairs, distance, self._target_layers, self._guide_layers)
 
     def _resolve(self, target: Recorder, guide: Recorder) -> Comparison:
         """Choose the pairs from what was recorded of all candidates."""

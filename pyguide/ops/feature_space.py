@@ -12,16 +12,29 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pyguide.ops.contract import result_dtype, token_count
 
-__all__ = ["backward", "fake_saved", "forward", "products_of"]
+__all__ = ["Union", "backward", "fake_saved", "forward", "products_of"]
 
 _CHUNK = 512  # samples that are summed in float32
 _FEW_SAMPLES = 16  # as kFewSamples in csrc/cpu/gram.cpp
+
+
+class Union(Protocol):
+    """The batch that the layers' samples are a part of, spread over processes."""
+
+    @property
+    def n(self) -> int:
+        """Samples in all."""
+
+    def total_(self, tensors: Sequence[Tensor]) -> None:
+        """Add up each tensor over the processes, in place."""
 
 
 def products_of(layers: int, left: list[int], right: list[int]) -> list[tuple[int, int]]:
@@ -30,16 +43,34 @@ def products_of(layers: int, left: list[int], right: list[int]) -> list[tuple[in
     return [(i, i) for i in range(layers)] + sorted(pairs)
 
 
-def _centered(layer: Tensor, debiased: bool, per_token: bool) -> Tensor:
+def _centered(
+    layers: list[Tensor], debiased: bool, per_token: bool, union: Union | None
+) -> list[Tensor]:
     """X minus its column means for each of T tokens, (T, n, d), in the type it is multiplied in."""
-    n, tokens = layer.size(0), token_count([layer], per_token)
-    x = layer.reshape(n, tokens, -1).transpose(0, 1)
+    n = layers[0].size(0) if union is None else union.n
+    x = [_by_tokens(layer, n, debiased, per_token) for layer in layers]
+    x = [t - mean for t, mean in zip(x, _means(x, union), strict=True)]
+    # What rounding left of the mean: 6e-5 standard deviations at an offset of 1000.
+    for t, mean in zip(x, _means(x, union), strict=True):
+        t.sub_(mean)
+    return x
+
+
+def _by_tokens(layer: Tensor, n: int, debiased: bool, per_token: bool) -> Tensor:
+    """(T, samples, d) in float32 or float64."""
+    x = layer.reshape(layer.size(0), token_count([layer], per_token), -1).transpose(0, 1)
     in_double = debiased or x.dtype == torch.float64 or n <= _FEW_SAMPLES
     in_double = in_double or not _float32_is_exact(x.device)
-    x = x.to(torch.float64 if in_double else torch.float32)
-    centered = x - x.mean(dim=1, keepdim=True)
-    # What rounding left of the mean: 6e-5 standard deviations at an offset of 1000.
-    return centered.sub_(centered.mean(dim=1, keepdim=True))
+    return x.to(torch.float64 if in_double else torch.float32)
+
+
+def _means(x: list[Tensor], union: Union | None) -> list[Tensor]:
+    """The means over the samples, (T, 1, d)."""
+    if union is None:
+        return [t.mean(dim=1, keepdim=True) for t in x]
+    sums = [t.sum(dim=1, keepdim=True, dtype=torch.float64) for t in x]
+    union.total_(sums)
+    return [(sum_ / union.n).to(t.dtype) for sum_, t in zip(sums, x, strict=True)]
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
@@ -68,12 +99,29 @@ class _Inner:
     reads would wait for it.
     """
 
-    def __init__(self, x: list[Tensor], products: dict[tuple[int, int], Tensor], debiased: bool):
-        self.n = x[0].size(1)
+    def __init__(
+        self,
+        x: list[Tensor],
+        products: dict[tuple[int, int], Tensor],
+        debiased: bool,
+        union: Union | None,
+    ):
+        self.n = x[0].size(1) if union is None else union.n
         self.products = products
         self.debiased = debiased
         self.row_norms = [t.double().square().sum(dim=2) for t in x] if debiased else []
+        self._rows = self._row_products(union)
         self.norms = torch.stack([self(i, i) for i in range(len(x))])
+
+    def _row_products(self, union: Union | None) -> dict[tuple[int, int], Tensor]:
+        """``sum_i |x_i|^2 |y_i|^2`` for the debiased estimator."""
+        if not self.debiased:
+            return {}
+        norms = self.row_norms
+        rows = {(i, j): (norms[i] * norms[j]).sum(dim=1) for i, j in self.products}
+        if union is not None:
+            union.total_(list(rows.values()))
+        return rows
 
     @functools.cached_property
     def traces(self) -> Tensor:
@@ -82,11 +130,11 @@ class _Inner:
         return torch.stack([product.diagonal(dim1=1, dim2=2).sum(dim=1) for product in own])
 
     def __call__(self, i: int, j: int) -> Tensor:
-        value = self.products[min(i, j), max(i, j)].square().sum(dim=(1, 2))
+        key = min(i, j), max(i, j)
+        value = self.products[key].square().sum(dim=(1, 2))
         if self.debiased:
             n = self.n
-            rows = (self.row_norms[i] * self.row_norms[j]).sum(dim=1)
-            value = value - n / (n - 2) * rows
+            value = value - n / (n - 2) * self._rows[key]
             value = value + self.traces[i] * self.traces[j] / ((n - 1) * (n - 2))
         return value
 
@@ -117,15 +165,19 @@ def forward(
     debiased: bool,
     per_token: bool,
     precision: int,
+    union: Union | None = None,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Values (P T,) float64, degenerate flags (P T,) bool, and the products for the gradient.
 
-    ``precision`` means nothing here: products are exact to float32 or float64.
+    ``precision`` means nothing here: products are exact to float32 or float64. With a `union` the
+    layers are this process's samples of it, and every process gets the same results.
     """
-    x = [_centered(layer, debiased, per_token) for layer in layers]
+    x = _centered(layers, debiased, per_token, union)
     keys = products_of(len(layers), left, right)
     products = {(i, j): _product(x[i], x[j]) for i, j in keys}
-    inner = _Inner(x, products, debiased)
+    if union is not None:
+        union.total_(list(products.values()))
+    inner = _Inner(x, products, debiased, union)
     layer_flags = inner.degenerate(torch.finfo(result_dtype(layers)).eps)
     values = torch.stack([inner(i, j) for i, j in zip(left, right, strict=True)])
     norms = _of_pairs(inner.norms, left, right)
@@ -161,28 +213,42 @@ def backward(
     debiased: bool,
     per_token: bool,
     precision: int,
+    union: Union | None = None,
 ) -> list[Tensor]:
     """Gradient of ``(grad * values).sum()`` in each wanted layer."""
-    x = [_centered(layer, debiased, per_token) for layer in layers]
+    x = _centered(layers, debiased, per_token, union)
     product_of = dict(zip(products_of(len(layers), left, right), saved, strict=True))
-    inner = _Inner(x, product_of, debiased)
+    inner = _Inner(x, product_of, debiased, union)
     grad, values, degenerate = (t.view(len(left), -1) for t in (grad, values, degenerate))
     scales = _scales(grad.double(), values, degenerate, inner.norms, left, right)
     grads = []
-    for w in wanted:
-        total = torch.zeros_like(x[w])
-        for j, scale in scales[w].items():
-            product = product_of[j, w] if j <= w else product_of[w, j].mT
-            with torch.autocast(total.device.type, enabled=False):
-                scaled = (scale[:, None, None] * product).to(total.dtype)
-                total.baddbmm_(x[j].to(total.dtype), scaled)
-            if debiased:
-                weights = (scale[:, None] * inner.row_weights(j)).to(total.dtype)
-                total.addcmul_(weights[:, :, None], x[w])
-        total -= total.mean(dim=1, keepdim=True)
-        out = torch.empty_like(layers[w])
-        grads.append(out.copy_(total.transpose(0, 1).reshape(out.shape)))
+    # All layers' means in one message.
+    for group in [[w] for w in wanted] if union is None else [wanted]:
+        totals = [_row_sums(w, x, scales[w], product_of, inner) for w in group]
+        for w, total, mean in zip(group, totals, _means(totals, union), strict=True):
+            out = torch.empty_like(layers[w])
+            grads.append(out.copy_(total.sub_(mean).transpose(0, 1).reshape(out.shape)))
     return grads
+
+
+def _row_sums(
+    w: int,
+    x: list[Tensor],
+    scales: dict[int, Tensor],
+    product_of: dict[tuple[int, int], Tensor],
+    inner: _Inner,
+) -> Tensor:
+    """The gradient in X_w, (T, n, d), but for its mean."""
+    total = torch.zeros_like(x[w])
+    for j, scale in scales.items():
+        product = product_of[j, w] if j <= w else product_of[w, j].mT
+        with torch.autocast(total.device.type, enabled=False):
+            scaled = (scale[:, None, None] * product).to(total.dtype)
+            total.baddbmm_(x[j].to(total.dtype), scaled)
+        if inner.debiased:
+            weights = (scale[:, None] * inner.row_weights(j)).to(total.dtype)
+            total.addcmul_(weights[:, :, None], x[w])
+    return total
 
 
 def _scales(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Part", "multiply_adds", "split_by_route"]
+__all__ = ["Part", "connected_parts", "multiply_adds", "split_by_route"]
 
 _ROUTES = ("auto", "sample", "feature")
 
@@ -27,7 +27,7 @@ class Part(NamedTuple):
     positions: list[int]  # where each pair stood in the list that was split
 
 
-def _connected_sets(count: int, pairs: list[tuple[int, int]]) -> list[tuple[list[int], list[int]]]:
+def connected_parts(count: int, pairs: list[tuple[int, int]]) -> list[tuple[list[int], list[int]]]:
     """The layers of each connected set, and the positions of its pairs."""
     parent = list(range(count))
 
@@ -107,7 +107,7 @@ def split_by_route(
     if all(x.numel() >= n * n * tokens for x in layers):  # d >= n: the Gram matrix is the smaller
         return [Part(False, everything, pairs, list(range(len(pairs))))]
     in_feature_space = [False] * len(layers)
-    for members, inside in _connected_sets(len(layers), pairs):
+    for members, inside in connected_parts(len(layers), pairs):
         part = _part(False, members, inside, pairs)
         choice = _feature_space_is_less([layers[i] for i in members], part.pairs, debiased, tokens)
         for i in members:
