@@ -7,12 +7,13 @@ import hashlib
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Exchange"]
+__all__ = ["Exchange", "exchange_of"]
 
 # How long a message may take before the store is asked whether a process has failed.
 _PATIENCE = timedelta(seconds=1)
@@ -21,20 +22,18 @@ _PATIENCE = timedelta(seconds=1)
 class Exchange:
     """Messages on the host between the processes of a group, beside its tensors.
 
-    Every process of the group makes one, at the same time. It has a gloo group of its own: the
-    device is not waited for, and a process that has failed shows as an error of the others.
-
-    Parameters
-    ----------
-    group : ProcessGroup
-        The processes.
+    They have a gloo group of their own: the device is not waited for, and a process that has
+    failed shows as an error of the others. See :func:`exchange_of`.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         ranks = dist.get_process_group_ranks(group)
         self.rank = dist.get_rank(group)
         self.size = len(ranks)
-        self._control = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+        # Of a part of all processes only those of the part are here.
+        self._control = dist.new_group(
+            ranks, backend="gloo", use_local_synchronization=self.size < dist.get_world_size()
+        )
         self._store = _store_of(self._control)
         self._calls = 0
 
@@ -77,11 +76,6 @@ class Exchange:
         with contextlib.suppress(Exception):
             if self._store is not None:
                 self._store.set(self._failure_key(self._calls + 1), text)
-
-    def close(self) -> None:
-        """Leave the control group."""
-        with contextlib.suppress(Exception):
-            dist.destroy_process_group(self._control)
 
     def _gather(self, message: Tensor) -> list[list[int]]:
         out = [torch.empty_like(message) for _ in range(self.size)]
@@ -127,6 +121,18 @@ class Exchange:
             f"the processes compare different layers: process 0 has {everything[0]}, process "
             f"{other} has {everything[other]}"
         )
+
+
+# One for each group: gloo cannot connect a second time to processes that closed a group of
+# their own. Those of groups that are gone go with them.
+_exchanges: WeakKeyDictionary[dist.ProcessGroup, Exchange] = WeakKeyDictionary()
+
+
+def exchange_of(group: dist.ProcessGroup) -> Exchange:
+    """The exchange of a group; every process asks for it, at the same time for the first time."""
+    if group not in _exchanges:
+        _exchanges[group] = Exchange(group)
+    return _exchanges[group]
 
 
 def _store_of(group: dist.ProcessGroup) -> dist.Store | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyguide.distances import Distance, LinearCKA, PairCost
 from pyguide.distributed.costs import feature_space_cost, sample_space_cost
-from pyguide.distributed.exchange import Exchange
+from pyguide.distributed.exchange import exchange_of
 from pyguide.distributed.feature_space import feature_space_cka
 from pyguide.distributed.redistribution import (
     Part,
@@ -98,9 +98,7 @@ class GlobalBatch(Distance):
         self.sent: Counter[str] = Counter()
         #: What else must be the same in all processes, for the message if it is not.
         self.context = ""
-        self._exchange = Exchange(group)
-        # Here, for it imports Dynamo.
-        self._eagerly: Any = torch.compiler.disable(self._compare)
+        self._exchange = exchange_of(group)
 
     def __repr__(self) -> str:
         return f"GlobalBatch({self.distance!r}, processes={self._exchange.size})"
@@ -122,7 +120,11 @@ class GlobalBatch(Distance):
         pairs: Sequence[tuple[int, int]] | None = None,
         per_token: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        return self._eagerly(xs, ys, pairs, per_token)
+        compare: Any = self._compare
+        if torch.compiler.is_compiling():
+            compare = torch.compiler.disable(compare)
+        values, flags = compare(xs, ys, pairs, per_token)
+        return values, flags
 
     def _compare(
         self,
@@ -196,10 +198,6 @@ class GlobalBatch(Distance):
     def fail(self, error: BaseException) -> None:
         """Tell the other processes, which wait for this one, why it leaves the step."""
         self._exchange.fail(error)
-
-    def close(self) -> None:
-        """Leave the group that errors are told in; the object cannot be used afterwards."""
-        self._exchange.close()
 
     def _samples(self, layers: Sequence[Tensor], what: str, padded: Sequence[bool] = ()) -> Samples:
         """How many samples each process has, if all are about to do the same."""

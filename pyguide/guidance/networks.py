@@ -107,8 +107,6 @@ class GuidedNetworks:
         """Remove every hook; the object cannot be used afterwards."""
         self._closed = True
         self._detach()
-        if self._global is not None:
-            self._global.close()
 
     def __reduce__(self) -> NoReturn:
         # The hooks of a copied model are inert, so a copy could never capture.

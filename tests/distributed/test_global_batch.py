@@ -21,6 +21,9 @@ class MeanDistance(Distance):
 
     name = "mean"
 
+    def __repr__(self):
+        return "MeanDistance()"
+
     def __call__(self, xs, ys, *, pairs=None):
         pairs = list(zip(range(len(xs)), range(len(ys)), strict=True)) if pairs is None else pairs
         means = [(x.flatten(1).mean(1), y.flatten(1).mean(1)) for x, y in _chosen(xs, ys, pairs)]
