@@ -43,10 +43,14 @@ class World:
             raise TimeoutError(f"process {rank} did not answer in {timeout} s")
         return self._pipes[rank].recv()
 
+    def results(self, timeout: float = 60.0) -> list[Any]:
+        """Those of all processes."""
+        return [self.result(rank, timeout) for rank in range(self.size)]
+
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """The results of all processes; raises if one of them did."""
         self.start(function, *args)
-        results = [self.result(rank) for rank in range(self.size)]
+        results = self.results()
         for result in results:
             if isinstance(result, BaseException):
                 raise result

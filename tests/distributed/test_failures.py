@@ -1,0 +1,128 @@
+"""A process that fails makes the others fail with its error: none waits for it."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pyguide.distances import LinearCKA
+from pyguide.distributed import GlobalBatch
+from pyguide.guidance import Guidance, LargeBatch
+
+SECONDS = 60.0
+
+
+def networks() -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    target = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 4))
+    return target, nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 4))
+
+
+class Failing(nn.Module):
+    def forward(self, x):
+        raise FloatingPointError("the weights are spoilt")
+
+
+def step(rank: int, where: str, stays: bool) -> Any:
+    """Process 1 fails in its second step; it may stay alive without taking part any more."""
+    target, guide = networks()
+    guidance = Guidance(target, guide)
+    large = LargeBatch(guidance, chunk_size=8)
+    x = torch.randn(40, 6)
+    try:
+        for i in range(2):
+            fails = rank == 1 and i == 1
+            if fails and where in ("target", "chunk"):
+                target.append(Failing())
+            if fails and where == "guide":
+                guide.append(Failing())
+            if where == "chunk":
+                large.backward(lambda x: target(x).sum(), x)
+                continue
+            with guidance.capture():
+                target(x)
+            guidance.loss(x, mask=torch.ones(40, 3) if fails and where == "mask" else None)
+    except Exception:
+        if rank == 1 and not stays:
+            os._exit(3)
+        if rank == 1:
+            time.sleep(2 * SECONDS)
+        raise
+    return "finished"
+
+
+@pytest.mark.parametrize("stays", [False, True])
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("target", "process 1 failed with FloatingPointError: the weights are spoilt"),
+        ("guide", "process 1 failed with FloatingPointError: the weights are spoilt"),
+        ("mask", "process 1 failed with TypeError: mask must be a bool tensor"),
+        ("chunk", "process 1 failed with FloatingPointError: the weights are spoilt"),
+    ],
+)
+@pytest.mark.slow
+def test_its_error_reaches_the_others(where, error, stays, fresh_world):
+    fresh_world.start(step, where, stays)
+    result = fresh_world.result(0, SECONDS)
+    assert isinstance(result, RuntimeError) and str(result).startswith(error)
+
+
+def killed(rank: int) -> Any:
+    target, guide = networks()
+    guidance = Guidance(target, guide)
+    x = torch.randn(40, 6)
+    with guidance.capture():
+        target(x)
+    if rank == 1:
+        os._exit(9)
+    return guidance.loss(x)
+
+
+def test_a_process_that_is_killed(fresh_world):
+    fresh_world.start(killed)
+    result = fresh_world.result(0, SECONDS)
+    assert isinstance(result, RuntimeError) and "another process has ended" in str(result)
+
+
+def differing(rank: int, what: str) -> Any:
+    target, guide = networks()
+    x = torch.randn(40, 6)
+    if what == "samples":
+        GlobalBatch(LinearCKA(debiased=True))([x[:1]], [x[:1]])
+    if what == "pairs":
+        GlobalBatch(LinearCKA())([x, x], [x, x], pairs=[(0, rank)])
+    if what == "empty":
+        GlobalBatch(LinearCKA())([x[:rank]], [x[:rank]])
+    guidance = Guidance(target, guide, distance="rsa" if rank and what == "distance" else "cka")
+    with torch.set_grad_enabled(not (rank and what == "grad mode")):
+        with guidance.capture():
+            target(x[:, :6])
+        guidance.total_loss(
+            torch.zeros((), requires_grad=True), x, grad_norms=bool(rank and what == "grad_norms")
+        )
+    return "finished"
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "message"),
+    [
+        ("grad mode", RuntimeError, r"different layers: process 0 has .* with gradient.*process 1"),
+        ("grad_norms", RuntimeError, "process 1 has cka with grad_norms"),
+        ("distance", RuntimeError, "process 1 has rsa"),
+        ("pairs", RuntimeError, r"process 0 has cka, pairs \[\(0, 0\)\].*pairs \[\(0, 1\)\]"),
+        ("samples", ValueError, "at least 4 samples, all processes together have 2"),
+        ("empty", (RuntimeError, ValueError), "(process 0 failed with ValueError: )?xs"),
+    ],
+)
+def test_processes_that_do_not_do_the_same(what, error, message, worlds, fresh_world):
+    world = fresh_world if what == "empty" else worlds[2]
+    world.start(differing, what)
+    for result in world.results(SECONDS):
+        with pytest.raises(error, match=message):
+            raise result
