@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pyguide.data.image_transforms import EvalTransform, TrainTransform
 from pyguide.data.images import EpochSampler, ImageFolder
-from pyguide.data.splits import Splits
+from pyguide.data.splits import WHOLE, Share, Splits
 
 __all__ = ["HELD_OUT", "ImageSplit", "image_splits"]
 
@@ -100,12 +100,15 @@ class ImageSplit(Dataset[Any]):
         return self.images[epoch, int(self.indices[position])]
 
     def shuffled(
-        self, batch_size: int, generator: torch.Generator
+        self, batch_size: int, generator: torch.Generator, share: Share = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Whole batches in a new order, with new crops and flips."""
         sampler = EpochSampler(len(self), seed=0)
         sampler.set_epoch(int(torch.randint(2**62, (), generator=generator)))
-        yield from self._load(batch_size, list(sampler), drop_last=True)
+        keys, own = list(sampler), share.of(batch_size)
+        starts = range(0, len(keys) - batch_size + 1, batch_size)
+        shares = [key for start in starts for key in keys[start : start + batch_size][own]]
+        yield from self._load(own.stop - own.start, shares, drop_last=True)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in the order of their paths."""

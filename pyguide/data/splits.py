@@ -4,15 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Split", "Splits", "TensorSplit"]
+__all__ = ["WHOLE", "Share", "Split", "Splits", "TensorSplit"]
 
 # Samples in one forward pass of an evaluation.
 _EVALUATION_BATCH = 1000
+
+
+class Share(NamedTuple):
+    """Which samples of a batch one of several processes has; by default all."""
+
+    rank: int = 0
+    processes: int = 1
+
+    def of(self, batch_size: int) -> slice:
+        """Their positions in the batch, whose size is a multiple of the number of processes."""
+        own = batch_size // self.processes
+        return slice(self.rank * own, (self.rank + 1) * own)
+
+
+#: The share of one process alone.
+WHOLE = Share()
 
 
 class Split(Protocol):
@@ -21,8 +37,12 @@ class Split(Protocol):
     def __len__(self) -> int:
         """Number of samples."""
 
-    def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Any, Any]]:
+    def shuffled(
+        self, batch_size: int, generator: torch.Generator, share: Share = WHOLE
+    ) -> Iterator[tuple[Any, Any]]:
         """Whole batches (input, label) in a new order, drawn from the generator alone.
+
+        With a `share`, that of each.
 
         CKA depends on the batch size, so there is no smaller last batch.
         """
@@ -69,12 +89,12 @@ class TensorSplit:
         return len(self.y)
 
     def shuffled(
-        self, batch_size: int, generator: torch.Generator
+        self, batch_size: int, generator: torch.Generator, share: Share = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         # On the CPU on every device, so that the order does not depend on it.
         order = torch.randperm(len(self), generator=generator).to(self.y.device)
         for start in range(0, len(self) - batch_size + 1, batch_size):
-            batch = order[start : start + batch_size]
+            batch = order[start : start + batch_size][share.of(batch_size)]
             yield self.x[batch], self.y[batch]
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -47,8 +47,11 @@ class Checkpoint:
             return None
         return state
 
-    def save_if_due(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Write the state if the last write is long enough ago."""
-        if time.monotonic() - self._written >= self.seconds:
-            save_tensors(self.path, {"job": dict(self.job), "state": state()})
-            self._written = time.monotonic()
+    def is_due(self) -> bool:
+        """Whether the last write is long enough ago."""
+        return time.monotonic() - self._written >= self.seconds
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the state."""
+        save_tensors(self.path, {"job": dict(self.job), "state": state})
+        self._written = time.monotonic()

@@ -19,6 +19,7 @@ from pyguide.experiments.harness.folder import RunFolder
 from pyguide.experiments.harness.packages import check_packages
 from pyguide.experiments.harness.processes import worker_count
 from pyguide.experiments.harness.run import Run
+from pyguide.experiments.harness.together import in_processes
 
 __all__ = ["add_experiment_parser", "configure", "run_folder", "train"]
 
@@ -65,7 +66,7 @@ def add_experiment_parser(subparsers: Any, experiment: Experiment) -> None:
         add("--quick", action="store_true", help="a smoke run: less of everything")
     _add_grid_options(parser, scales)
     _add_config_options(parser, scales)
-    parser.set_defaults(func=lambda args: train(experiment, args))
+    parser.set_defaults(func=lambda args: _in_processes(experiment, args))
 
 
 def _add_grid_options(parser: argparse.ArgumentParser, scales: Mapping[str, Setting[Any]]) -> None:
@@ -161,6 +162,18 @@ def _defaults(by_scale: Mapping[str, Any], scales: int) -> str:
 
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().resolve())
+
+
+def _in_processes(experiment: Experiment, args: argparse.Namespace) -> int:
+    given = vars(args)
+    if "resume" in given:
+        device = RunFolder.read_config(Path(given["resume"]), experiment)[1].device
+    else:
+        setting = experiment.scales[given.get("scale", next(iter(experiment.scales)))]
+        device = given.get("device", setting.config.device)
+    return in_processes(
+        lambda: train(experiment, args), device=device, workers=given.get("workers")
+    )
 
 
 def train(experiment: Experiment, args: argparse.Namespace) -> int:

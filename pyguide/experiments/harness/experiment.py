@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from pyguide.data.splits import Split, Splits
 from pyguide.errors import UserError
 from pyguide.experiments.harness.config import Config
+from pyguide.experiments.harness.shares import Processes
 from pyguide.guidance import Guidance, gaussian_noise
 
 __all__ = ["Arm", "Experiment", "Metric", "Setting", "three_arms"]
@@ -174,7 +175,9 @@ class Setting(ABC, Generic[C]):
             "timed": True,
         }
         if config.guide_input == "noise":
-            options["guide_transform"] = gaussian_noise(int(torch.randint(2**31, ())))
+            # Each process's samples have noise of their own.
+            seed = int(torch.randint(2**31, ())) + Processes().rank
+            options["guide_transform"] = gaussian_noise(seed)
         own = arm.options if arm.method == "guidance" else {}
         return Guidance(target, guide, **{**options, **own})
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyguide.data.splits import Split
+from pyguide.data.splits import Share, Split
+from pyguide.experiments.harness.shares import Processes
 from pyguide.guidance import Guidance
 
 __all__ = ["align"]
@@ -49,18 +50,24 @@ def align(
         ``steps``, ``first_loss``, ``last_loss`` and ``seconds``.
     """
     start = time.perf_counter()
+    processes = Processes()
     target = guidance.target.train()
+    trained = processes.wrapped(target)
     optimizer = torch.optim.Adam(target.parameters(), lr=lr, fused=True)
     generator = torch.Generator().manual_seed(seed + _SEED_OFFSET)
     losses: list[Tensor] = []
-    batches = _endless(split, batch_size, generator)
+    batches = _endless(split, batch_size, generator, processes.share)
     for _ in range(steps):
         x = next(batches)
         if noise:
-            x = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+            whole = torch.randn((batch_size, *x.shape[1:]), generator=generator, dtype=x.dtype)
+            x = whole[processes.share.of(batch_size)].to(x.device)
         with guidance.capture():
-            target(x)
+            output = trained(x)
         loss = guidance.loss(x)
+        if processes.size > 1:
+            # DistributedDataParallel waits for the gradient of every parameter.
+            loss = loss + 0.0 * output.sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -70,7 +77,9 @@ def align(
     return {"steps": steps, **ends, "seconds": time.perf_counter() - start}
 
 
-def _endless(split: Split, batch_size: int, generator: torch.Generator) -> Iterator[Any]:
+def _endless(
+    split: Split, batch_size: int, generator: torch.Generator, share: Share
+) -> Iterator[Any]:
     while True:
-        for x, _ in split.shuffled(batch_size, generator):
+        for x, _ in split.shuffled(batch_size, generator, share):
             yield x

@@ -20,6 +20,7 @@ from pyguide.experiments.harness.checkpoint import Checkpoint
 from pyguide.experiments.harness.config import GRID_FIELDS, Config, target_only_fields
 from pyguide.experiments.harness.experiment import Arm, Setting
 from pyguide.experiments.harness.objectives import Distilled, Guided, Objective
+from pyguide.experiments.harness.shares import Processes
 from pyguide.experiments.harness.trainer import Report, Trainer
 from pyguide.torch_files import load_tensors, save_tensors
 
@@ -104,7 +105,8 @@ class GuideJob:
             keep_best=True,
         )
         result = trainer.run(report, _checkpoint(self))
-        save_tensors(self.files.guide, trainer.best_weights)
+        if trainer.processes.rank == 0:
+            save_tensors(self.files.guide, trainer.best_weights)
         return result
 
 
@@ -229,7 +231,10 @@ def _identity(
 
 
 def _checkpoint(job: GuideJob | TargetJob) -> Checkpoint:
-    return Checkpoint(job.files.checkpoint, job.identity, job.files.checkpoint_seconds)
+    size = Processes().size
+    together = {"processes": size} if size > 1 else {}
+    identity = job.identity | together
+    return Checkpoint(job.files.checkpoint, identity, job.files.checkpoint_seconds)
 
 
 def arm_config(config: Config, arm: Arm) -> Config:

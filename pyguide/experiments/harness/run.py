@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from pyguide.data.splits import Splits
@@ -24,7 +25,9 @@ from pyguide.experiments.harness.jobs import GuideJob, TargetJob, arm_config
 from pyguide.experiments.harness.processes import run_tasks
 from pyguide.experiments.harness.progress import Progress, Task
 from pyguide.experiments.harness.report import table
+from pyguide.experiments.harness.shares import Processes
 from pyguide.experiments.harness.statistics import summarize
+from pyguide.experiments.harness.together import run_tasks_together, started_by_torchrun
 from pyguide.files import atomic_write, writing
 from pyguide.torch_files import DamagedFile, load_tensors
 
@@ -49,6 +52,7 @@ class Run:
     ) -> None:
         self.folder, self.experiment, self.scale = folder, experiment, scale
         self.setting, self.config, self.workers = experiment.scales[scale], config, workers
+        self.together = started_by_torchrun()
         self.arms = self.setting.variants(config)
         self.sweep = sweep_tasks(self.setting, config, folder.files) if config.sweep else []
         self.failed: dict[str, str] = {}
@@ -65,7 +69,10 @@ class Run:
         if self.config.quick:
             print("--quick: a smoke run; its numbers say nothing about guidance", file=sys.stderr)
         jobs = "1 job" if len(planned) == 1 else f"{len(planned)} jobs"
-        print(f"{jobs}, {self.workers} at a time, in {self.folder.path}", file=sys.stderr)
+        how = f"{self.workers} at a time"
+        if self.together:
+            how = f"{Processes().size} processes on each"
+        print(f"{jobs}, {how}, in {self.folder.path}", file=sys.stderr)
         self.progress = Progress(planned)
         self._done, self._planned = 0, len(planned)
         try:
@@ -86,6 +93,11 @@ class Run:
                 if len(data.train) < size:
                     raise UserError(
                         f"{name}: {len(data.train)} training samples do not fill a batch of {size}"
+                    )
+                if size % Processes().size:
+                    raise UserError(
+                        f"{name}: a batch of {size} is not shared evenly by {Processes().size} "
+                        "processes"
                     )
 
     def _pending(self, targets: Sequence[Task]) -> list[Task]:
@@ -132,9 +144,9 @@ class Run:
         return final_tasks(self.setting, self.config, self.folder.files, rates)
 
     def _run(self, tasks: Sequence[Task]) -> None:
-        self.failed |= run_tasks(
+        run = run_tasks_together if self.together else partial(run_tasks, workers=self.workers)
+        self.failed |= run(
             tasks,
-            workers=self.workers,
             threads=self.config.threads,
             on_epoch=lambda task, record: self.folder.add_epoch(task.key, task.job, record),
             on_result=self._on_result,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from pyguide.experiments.harness.folder import RunFolder
 from pyguide.experiments.harness.packages import check_packages
 from pyguide.experiments.harness.processes import worker_count
 from pyguide.experiments.harness.report import results_table, table
+from pyguide.experiments.harness.together import in_processes
 from pyguide.files import atomic_write, lock, read_json, write_json, writing
 
 __all__ = ["add_all_parser", "train_all"]
@@ -60,7 +62,19 @@ def add_all_parser(subparsers: Any, experiments: Mapping[str, Experiment]) -> No
         metavar="N",
         help="processes at a time (default: cores / threads, on a GPU 1)",
     )
-    parser.set_defaults(func=lambda args: train_all(experiments, args))
+    parser.set_defaults(
+        func=lambda args: in_processes(
+            lambda: train_all(experiments, args), device=_device(args), workers=args.workers
+        )
+    )
+
+
+def _device(args: argparse.Namespace) -> str:
+    if args.resume is None:
+        return args.device or "cpu"
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+        return str(read_json(args.resume / _PLAN)["options"].get("device", "cpu"))
+    return "cpu"  # What is wrong with the folder is said later.
 
 
 def train_all(experiments: Mapping[str, Experiment], args: argparse.Namespace) -> int:

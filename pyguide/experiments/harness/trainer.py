@@ -15,6 +15,7 @@ from pyguide.experiments.harness.checkpoint import Checkpoint
 from pyguide.experiments.harness.consistency import packed
 from pyguide.experiments.harness.experiment import Optimization, Setting
 from pyguide.experiments.harness.objectives import Objective
+from pyguide.experiments.harness.shares import Processes
 
 __all__ = ["Report", "Trainer"]
 
@@ -31,6 +32,9 @@ class Report(Protocol):
     def note(self, text: str) -> None:
         """Something to show to the user."""
 
+
+# Between the random streams of processes that train together.
+_PROCESS_SEED_OFFSET = 3_000_017
 
 # Steps of an epoch whose parts are timed, after the first one, which has other work: reading
 # the times waits for a GPU.
@@ -83,6 +87,8 @@ class Trainer:
         self.optimizer, self.schedule = optimization
         self.seed, self.epochs, self.batch_size = seed, epochs, batch_size
         self.clip, self.score_test, self.keep_best = clip, score_test, keep_best
+        self.processes = Processes()
+        self.trained = self.processes.wrapped(model)
         self.generator = torch.Generator().manual_seed(seed)
         self.records: list[dict[str, Any]] = []
         self.best_weights: dict[str, Tensor] | None = None
@@ -106,7 +112,8 @@ class Trainer:
             If a value of an epoch is not finite.
         """
         start = time.perf_counter()
-        torch.manual_seed(self.seed)
+        # Each process has dropout of its own.
+        torch.manual_seed(self.seed + _PROCESS_SEED_OFFSET * self.processes.rank)
         state = checkpoint.load(report.note)
         if state is not None:
             self.load_state_dict(state)
@@ -129,8 +136,10 @@ class Trainer:
             if self._best()["epoch"] == epoch:
                 self._keep(right)
             report.epoch(self.records[-1])
-            if epoch < self.epochs:
-                checkpoint.save_if_due(self.state_dict)
+            if epoch < self.epochs and self.processes.from_first(checkpoint.is_due):
+                state = self.state_dict()
+                if self.processes.rank == 0:
+                    checkpoint.save(state)
         best = self._best()
         result: dict[str, Any] = {"best_epoch": best["epoch"]}
         result |= {k: v for k, v in best.items() if k.startswith(("val_", "test_"))}
@@ -138,6 +147,8 @@ class Trainer:
             result["test_right"] = packed(self.best_right)
         if self.prepared is not None:
             result["initialization"] = self.prepared
+        if self.processes.size > 1:
+            result["processes"] = self.processes.size
         return result | {"seconds": self.records[-1]["seconds"]}
 
     def state_dict(self) -> dict[str, Any]:
@@ -152,8 +163,7 @@ class Trainer:
             "records": self.records,
             "prepared": self.prepared,
             "batch_order": self.generator.get_state(),
-            "random": torch.get_rng_state(),
-            "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+            "random": self.processes.gathered(_random_state()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -166,9 +176,10 @@ class Trainer:
         self.best_weights, self.best_right = state["best_weights"], state["best_right"]
         self.records, self.prepared = state["records"], state["prepared"]
         self.generator.set_state(state["batch_order"])
-        torch.set_rng_state(state["random"])
-        if state["cuda_random"]:
-            torch.cuda.set_rng_state_all(state["cuda_random"])
+        own = state["random"][self.processes.rank]
+        torch.set_rng_state(own["cpu"])
+        if own["cuda"] is not None:
+            torch.cuda.set_rng_state(own["cuda"])
 
     def _best(self) -> dict[str, Any]:
         return min(self.records, key=lambda record: record["val_loss"])
@@ -185,11 +196,13 @@ class Trainer:
         self.model.train()
         means, norms = _Means(), {}
         times: dict[str, list[float]] = {}
-        for step, (x, y) in enumerate(self.data.train.shuffled(self.batch_size, self.generator)):
-            losses = self.objective(self.model, x, y)
+        share = self.processes.share
+        batches = self.data.train.shuffled(self.batch_size, self.generator, share)
+        for step, (x, y) in enumerate(batches):
+            losses = self.objective(self.trained, x, y)
             if step == 0:
                 parts = losses.parts.items()
-                norms = {f"{name}_grad_norm": _grad_norm(v, self.model) for name, v in parts}
+                norms = {f"{name}_grad_norm": self._grad_norm(loss) for name, loss in parts}
             self._update(losses.total)
             if 0 < step <= _TIMED_STEPS:
                 for name, seconds in self.objective.times().items():
@@ -197,7 +210,8 @@ class Trainer:
             metrics = self.setting.train_metrics(losses.output, y)
             means.add({f"train_{name}": value for name, value in metrics.items()})
             means.add({f"{name}_loss": loss for name, loss in losses.parts.items()})
-        return means.read() | norms, {name: sum(v) / len(v) for name, v in times.items()}
+        read = self.processes.mean(means.read())
+        return read | norms, {name: sum(v) / len(v) for name, v in times.items()}
 
     def _update(self, loss: Tensor) -> None:
         self.optimizer.zero_grad()
@@ -209,8 +223,23 @@ class Trainer:
             self.schedule.step()
         self.objective.step()
 
+    def _grad_norm(self, loss: Tensor) -> float:
+        """Norm of the loss's gradient over all parameters; the graph stays usable."""
+        if not loss.requires_grad:  # A released guidance's term.
+            return 0.0
+        parameters = list(self.model.parameters())
+        grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        known = [g for g in grads if g is not None]
+        self.processes.mean_(known)
+        return torch.linalg.vector_norm(
+            torch.stack([torch.linalg.vector_norm(g) for g in known])
+        ).item()
+
     def _scores(self) -> tuple[dict[str, float], Tensor | None]:
         """Scores of the splits, and which samples of the test split are right."""
+        return self.processes.from_first(self._evaluate)
+
+    def _evaluate(self) -> tuple[dict[str, float], Tensor | None]:
         splits = {"val": self.data.val} | ({"test": self.data.test} if self.score_test else {})
         scores: dict[str, float] = {}
         right = None
@@ -235,11 +264,7 @@ class _Means:
         return {key: torch.stack(values).mean().item() for key, values in self._values.items()}
 
 
-def _grad_norm(loss: Tensor, model: nn.Module) -> float:
-    """Norm of the loss's gradient over all parameters; the graph stays usable."""
-    if not loss.requires_grad:  # A released guidance's term.
-        return 0.0
-    parameters = list(model.parameters())
-    grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    norms = [torch.linalg.vector_norm(g) for g in grads if g is not None]
-    return torch.linalg.vector_norm(torch.stack(norms)).item()
+def _random_state() -> dict[str, Tensor | None]:
+    """Of this process."""
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
