@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyguide.capture.outputs import activations, time_first_layers
 from pyguide.capture.paths import first_paths, named_layers, unwrapped
+from pyguide.capture.sharding import layer_class
 from pyguide.capture.versions import version_of
 
 __all__ = ["LayerInfo", "call_model", "list_layers", "undisturbed"]
@@ -81,7 +82,7 @@ def list_layers(model: nn.Module, example: Any) -> list[LayerInfo]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             tensor, _ = activations(output, time_first)
             if tensor is not None:
-                kind = type(unwrapped(module)).__name__
+                kind = layer_class(unwrapped(module)).__name__
                 found.append(LayerInfo(path, kind, tuple(tensor.shape), tensor.dtype, calls[path]))
                 calls[path] += 1
 

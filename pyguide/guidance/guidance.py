@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyguide.capture.sharding import sharded_modules
 from pyguide.distances import Distance
 from pyguide.guidance.all_processes import (
     ProcessGroup,
@@ -271,7 +272,7 @@ class Guidance(GuidedNetworks, StepLogs):
             Log the gradient norms of the task and the guidance term over all parameters
             of the target: of this process alone, and of losses that no GradScaler has scaled.
             Costs two more backward passes, so ask for it in some of the steps, in every process.
-            Not for compiled targets, whose backward can run only once.
+            Not for compiled targets, whose backward can run only once, nor with `fully_shard`.
 
         Returns
         -------
@@ -281,8 +282,13 @@ class Guidance(GuidedNetworks, StepLogs):
         Raises
         ------
         RuntimeError, TypeError, ValueError
-            As :meth:`loss`.
+            As :meth:`loss`; ValueError for `grad_norms` of a sharded target.
         """
+        if grad_norms and sharded_modules(self.target):
+            raise ValueError(
+                "grad_norms cannot be had of a target that fully_shard has sharded: its parameters "
+                "are in no graph; take the norms of a copy that is not sharded"
+            )
         if self._global is not None:
             self._global.context = " with grad_norms" if grad_norms else ""
         guidance = self.loss(x, guide_inputs, mask=mask)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from pyguide.guidance.activation_store import ActivationStore
 from pyguide.guidance.all_processes import is_distributed, telling_others
 from pyguide.guidance.chunks import chunk_slices, rows
 from pyguide.guidance.comparison import Comparison
+from pyguide.guidance.gradient_sync import local_gradients
 from pyguide.guidance.guidance import Guidance
 from pyguide.guidance.logs import LossRecord
 from pyguide.guidance.replay import RandomState, unchanged_buffers
@@ -121,9 +123,7 @@ class LargeBatch:
         self.storage_dtype = storage_dtype
         self.storage_device = None if storage_device is None else torch.device(storage_device)
         self._scale = _unscaled if scaler is None else scaler.scale
-        own: Callable[[], AbstractContextManager[Any]]
-        own = getattr(guidance.target, "no_sync", nullcontext)
-        self._no_sync = own if no_sync is None else no_sync
+        self._no_sync = partial(local_gradients, guidance.target) if no_sync is None else no_sync
         self._warned = False
 
     def backward(

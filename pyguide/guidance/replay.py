@@ -37,7 +37,12 @@ class RandomState(NamedTuple):
 
 @contextmanager
 def unchanged_buffers(model: nn.Module) -> Iterator[None]:
-    """Give the buffers of a model back the values that they had."""
+    """Give the buffers of a model back the values that they had.
+
+    If its next forward pass is the one in which DistributedDataParallel broadcasts buffers, then
+    it is so again.
+    """
+    broadcasts = getattr(model, "require_forward_param_sync", None)
     before = [
         (module, name, buffer, buffer._version, buffer.clone())
         for module in model.modules()
@@ -53,3 +58,5 @@ def unchanged_buffers(model: nn.Module) -> Iterator[None]:
                 # batch_norm changes its statistics without a new version.
                 if buffer._version != version or isinstance(module, _NormBase):
                     buffer.copy_(value)
+        if broadcasts is not None:
+            setattr(model, "require_forward_param_sync", broadcasts)  # noqa: B010

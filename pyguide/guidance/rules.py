@@ -9,6 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
 
 from pyguide.capture.paths import unwrapped
+from pyguide.capture.sharding import layer_class
 
 __all__ = [
     "even_layers",
@@ -76,7 +77,7 @@ def even_pairs(target: Sequence[str], guide: Sequence[str]) -> list[tuple[str, s
 
 def is_paper_candidate(module: nn.Module) -> bool:
     """Whether the code of arXiv 2410.20035 compares the layer: these classes, no subclasses."""
-    return type(unwrapped(module)) in _PAPER
+    return layer_class(unwrapped(module)) in _PAPER
 
 
 def paper_layers(calls: Calls, layers: Mapping[str, nn.Module]) -> list[str]:

@@ -1,0 +1,29 @@
+"""When the gradients of a distributed target are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from pyguide.capture.sharding import sharded_modules
+
+__all__ = ["local_gradients"]
+
+
+@contextmanager
+def local_gradients(target: nn.Module) -> Iterator[None]:
+    """Gradients that stay in each process: those of DistributedDataParallel and `fully_shard`."""
+    if hasattr(target, "no_sync"):
+        with target.no_sync():
+            yield
+        return
+    sharded = sharded_modules(target)
+    for module in sharded:
+        module.set_requires_gradient_sync(False, recurse=False)
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.set_requires_gradient_sync(True, recurse=False)
