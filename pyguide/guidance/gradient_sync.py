@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -15,8 +16,9 @@ __all__ = ["local_gradients"]
 @contextmanager
 def local_gradients(target: nn.Module) -> Iterator[None]:
     """Gradients that stay in each process: those of DistributedDataParallel and `fully_shard`."""
-    if hasattr(target, "no_sync"):
-        with target.no_sync():
+    no_sync: Any = getattr(target, "no_sync", None)
+    if no_sync is not None:
+        with no_sync():
             yield
         return
     sharded = sharded_modules(target)
