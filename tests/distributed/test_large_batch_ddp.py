@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from guided_training import Net
-from processes import on_each_rank
+from guided_blocks import batch, blocks
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
@@ -18,15 +17,12 @@ SIZES = 58, 36  # samples of the two ranks: 5 chunks and 3
 pytestmark = pytest.mark.filterwarnings("ignore:the target has BatchNorm")
 
 
-def batch(rank, step):
-    generator = torch.Generator().manual_seed(10 * rank + step)
-    n = SIZES[rank]
-    x = torch.randn(n, 10, generator=generator, dtype=torch.float64)
-    return x, torch.randint(4, (n,), generator=generator)
+def own_batch(rank, k):
+    return batch(SIZES[rank], seed=10 * rank + k)
 
 
-def networks(dropout):
-    return Net(2, 12, seed=0, dropout=dropout).double(), Net(2, 9, seed=1).double()
+def networks():
+    return blocks(12, seed=0), blocks(9, seed=1)
 
 
 def step(guidance, x, y, seed):
@@ -46,7 +42,7 @@ def taken(target):
 
 def two_steps(rank, align_only):
     """What each of two steps leaves, and which gradient buckets it reduced."""
-    target, guide = networks(dropout=0.3)
+    target, guide = networks()
     model = nn.parallel.DistributedDataParallel(target)
     reduced = []
 
@@ -55,20 +51,20 @@ def two_steps(rank, align_only):
         return allreduce_hook(group, bucket)
 
     model.register_comm_hook(None, recording)
-    guidance = Guidance(model, guide, align_only=align_only)
+    guidance = Guidance(model, guide, align_only=align_only, process_group="local")
     left = []
     for k in range(2):
         reduced.clear()
-        step(guidance, *batch(rank, k), seed=rank)
+        step(guidance, *own_batch(rank, k), seed=rank)
         guidance.step()
         left.append((*taken(target), list(reduced)))
     return left
 
 
 @pytest.mark.parametrize("align_only", [0, 1])
-def test_gradients_are_the_mean_of_the_processes_own_and_reduced_once(align_only, tmp_path):
-    ranks = on_each_rank(two_steps, tmp_path, align_only)
-    target, guide = networks(dropout=0.3)
+def test_gradients_are_the_mean_of_the_processes_own_and_reduced_once(align_only, worlds):
+    ranks = worlds[2].run(two_steps, align_only)
+    target, guide = networks()
     guidance = Guidance(target, guide, align_only=align_only)
     for k in range(2):
         # DistributedDataParallel starts a step with the buffers of rank 0 everywhere.
@@ -76,7 +72,7 @@ def test_gradients_are_the_mean_of_the_processes_own_and_reduced_once(align_only
         own = {}
         for rank in (1, 0):
             target.load_state_dict(start)
-            step(guidance, *batch(rank, k), seed=rank)
+            step(guidance, *own_batch(rank, k), seed=rank)
             own[rank], buffers = taken(target)
             torch.testing.assert_close(ranks[rank][k][1], buffers)
         mean = {name: (own[0][name] + own[1][name]) / 2 for name in own[0]}
@@ -85,3 +81,22 @@ def test_gradients_are_the_mean_of_the_processes_own_and_reduced_once(align_only
             torch.testing.assert_close(gradients, mean, rtol=1e-9, atol=1e-13)
             assert reduced == [0]
         guidance.step()
+
+
+def step_of_half(rank):
+    """A rank's half of a batch, compared with the other's."""
+    target, guide = (model.eval() for model in networks())
+    guidance = Guidance(nn.parallel.DistributedDataParallel(target), guide)
+    x, y = batch(80, seed=3)
+    step(guidance, x.chunk(2)[rank], y.chunk(2)[rank], seed=0)
+    return taken(target)[0], guidance.last
+
+
+def test_by_default_the_global_batch_is_compared(worlds):
+    target, guide = (model.eval() for model in networks())
+    guidance = Guidance(target, guide)
+    step(guidance, *batch(80, seed=3), seed=0)
+    expected = taken(target)[0]
+    for gradients, distances in worlds[2].run(step_of_half):
+        torch.testing.assert_close(distances, guidance.last)
+        torch.testing.assert_close(gradients, expected, rtol=1e-9, atol=1e-13)

@@ -7,8 +7,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from guided_training import Net, batch, step
-from processes import on_each_rank
+from guided_blocks import batch, blocks
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,14 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pyguide import list_layers
 from pyguide.guidance import Guidance, LargeBatch
 
-CHUNK = 18  # of 48 samples
+N, CHUNK = 48, 18
 SHARDED = "before", "after"
 OPTIONS = {
     "even": {},
     # Outputs of whole units of sharding, and of a layer that is one.
-    "units": {
-        "pairs": [("blocks.0", "blocks.0"), ("blocks.1.0", "blocks.1"), ("blocks.1", "blocks.1")]
-    },
+    "units": {"pairs": [("0", "0"), ("1.0", "1"), ("1", "1")]},
     "align_only": {"align_only": 1, "pairs": "paper"},
 }
 
@@ -39,12 +36,12 @@ class Reductions(TorchDispatchMode):
 
 
 def networks():
-    return Net(2, 12, seed=0).double(), Net(2, 9, seed=1).double()
+    return blocks(12, seed=0), blocks(9, seed=1)
 
 
 def shard(target):
     """Each block, a layer in one of them, and the rest."""
-    for module in (target.blocks[1][0], *target.blocks, target):
+    for module in (target[1][0], target[0], target[1], target):
         fully_shard(module, reshard_after_forward=True)
 
 
@@ -54,13 +51,19 @@ def whole(p):
     return torch.zeros(p.shape, dtype=p.dtype) if gradient is None else gradient.clone()
 
 
+def step(target, guidance, x, y, **options):
+    with guidance.capture():
+        logits = target(x)
+    guidance.total_loss(F.cross_entropy(logits, y), x, **options).backward()
+
+
 def train(sharded, large, options):
     """Two steps: gradients, how often they moved, pairs, their values, names of parameters."""
-    x, y = batch(torch.float64)
+    x, y = batch(N, seed=7)
     target, guide = networks()
     if sharded == "before":
         shard(target)
-    guidance = Guidance(target, guide, **OPTIONS[options])
+    guidance = Guidance(target, guide, process_group="local", **OPTIONS[options])
     if sharded == "after":
         shard(target)
     assert all(isinstance(p, DTensor) == bool(sharded) for p in target.parameters())
@@ -72,9 +75,9 @@ def train(sharded, large, options):
             if large:
                 task = lambda x, y: F.cross_entropy(target(x), y)  # noqa: E731
                 LargeBatch(guidance, CHUNK).backward(task, x, y)
-                guidance.step()
             else:
                 step(target, guidance, x, y)
+            guidance.step()
         gradients = {name: whole(p) for name, p in target.named_parameters()}
         steps.append((gradients, reductions.count))
         optimizer.step()
@@ -90,8 +93,8 @@ def on_rank(rank):
 
 
 @pytest.fixture(scope="module")
-def of_ranks(tmp_path_factory):
-    return on_each_rank(on_rank, tmp_path_factory.mktemp("ranks"))
+def of_ranks(worlds):
+    return worlds[2].run(on_rank)
 
 
 @pytest.mark.filterwarnings("ignore:the target has BatchNorm")
@@ -111,7 +114,7 @@ def refused():
     """What list_layers finds in a sharded target, and the error of its gradient norms."""
     target, guide = networks()
     shard(target)
-    x, y = batch(torch.float64)
+    x, y = batch(N, seed=7)
     names = [(layer.path, layer.type) for layer in list_layers(target, x)]
     try:
         step(target, Guidance(target, guide), x, y, grad_norms=True)
@@ -121,7 +124,7 @@ def refused():
 
 def test_layers_have_their_own_class_and_gradient_norms_are_refused(of_ranks):
     target, _ = networks()
-    expected = [(layer.path, layer.type) for layer in list_layers(target, batch(torch.float64)[0])]
+    expected = [(layer.path, layer.type) for layer in list_layers(target, batch(N, seed=7)[0])]
     for names, error in (rank["refused"] for rank in of_ranks):
         assert names == expected
         assert "grad_norms" in error and "fully_shard" in error
