@@ -41,6 +41,9 @@ class PairCost:
     backward: int
     #: Bytes of matrices that are kept for backward, without the layers themselves.
     gram_bytes: int
+    #: Bytes that forward or backward needs beside these, the layers and their gradients; None
+    #: where it is not known.
+    workspace_bytes: int | None = None
 
 
 class Work(NamedTuple):

@@ -132,7 +132,7 @@ def _part_costs(
     """What each pair adds to the cost of those before it."""
     route = feature_space if part.in_feature_space else sample_space
     dtype = result_dtype(layers)
-    before = (0, 0, 0)
+    before = (0, 0, 0, 0)
     for count in range(1, len(part.pairs) + 1):
         used = list(dict.fromkeys(i for pair in part.pairs[:count] for i in pair))
         some = [layers[i] for i in used]
@@ -142,7 +142,8 @@ def _part_costs(
         # memory that is not written costs nothing, since a plan needs no device's backend.
         shapes = [torch.empty_like(x, dtype=dtype, device="cpu") for x in some]
         saved = sum(x.nbytes for x in route.fake_saved(shapes, left, right, False))
-        after = (*multiply_adds(some, pairs, debiased, part.in_feature_space), saved)
+        workspace = route.workspace_bytes(some, dtype, debiased)
+        after = (*multiply_adds(some, pairs, debiased, part.in_feature_space), saved, workspace)
         new = (tokens * (a - b) for a, b in zip(after, before, strict=True))
         yield PairCost("feature" if part.in_feature_space else "sample", *new)
         before = after

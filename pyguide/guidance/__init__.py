@@ -1,6 +1,7 @@
 """The training layer: pairing, schedules, the guide and the guidance loss."""
 
 from pyguide.guidance import schedules
+from pyguide.guidance.batch_memory import BatchMemory
 from pyguide.guidance.guidance import Guidance
 from pyguide.guidance.large_batch import LargeBatch, StepLosses
 from pyguide.guidance.noise import gaussian_noise
@@ -8,6 +9,7 @@ from pyguide.guidance.pairing import Pair
 from pyguide.guidance.plan import Plan, PlanRow
 
 __all__ = [
+    "BatchMemory",
     "Guidance",
     "LargeBatch",
     "Pair",

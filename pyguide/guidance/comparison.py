@@ -16,7 +16,7 @@ from pyguide.distributed import GlobalBatch
 from pyguide.guidance import masking
 from pyguide.guidance.pairing import Layers, Pair
 
-__all__ = ["Comparison", "used_layers"]
+__all__ = ["Captures", "Comparison", "Distances", "used_layers"]
 
 Captures = Sequence[Captured]
 # Values and, unless the distance has none, degenerate flags: one a pair.

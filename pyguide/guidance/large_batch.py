@@ -15,8 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyguide.guidance.activation_store import ActivationStore
 from pyguide.guidance.all_processes import is_distributed, telling_others
+from pyguide.guidance.batch_memory import BatchMemory, batch_memory, pair_groups
 from pyguide.guidance.chunks import chunk_slices, rows
-from pyguide.guidance.comparison import Comparison
+from pyguide.guidance.comparison import Comparison, Distances, used_layers
 from pyguide.guidance.gradient_sync import local_gradients
 from pyguide.guidance.guidance import Guidance
 from pyguide.guidance.logs import LossRecord
@@ -46,14 +47,14 @@ class LargeBatch:
     The mean of small batches' CKAs is not the CKA of their union, so gradient accumulation changes
     what guidance trains. This is exact, in two passes: the target and the guide run chunk by chunk
     without a graph, and only the paired activations are kept; the distances of the whole batch
-    and their gradients in these activations are computed, one pair after another; then each
+    and their gradients in these activations are computed, a few pairs at a time; then each
     chunk runs through the target again, with a graph, and its backward has the task's gradient
     and that of the guidance term.
 
-    The price is a second forward pass of the target. The memory of a batch of n samples, beside
-    that of a step of one chunk, is that of the activations, ``n (sum of d_t + sum of d_g)`` values
-    over the distinct paired layers of target and guide, and of one pair: its gradient and what
-    its distance needs (n x n or d x d matrices, see :meth:`pyguide.Guidance.plan`).
+    The price is a second forward pass of the target. The memory of a batch of n samples is that
+    of the activations, ``n (sum of d_t + sum of d_g)`` values over the distinct paired layers of
+    target and guide, and the most of what follows each other: a chunk's forward passes, a few
+    pairs' n x n or d x d matrices, and a chunk's step. :meth:`memory` computes it.
 
     Parameters
     ----------
@@ -71,13 +72,17 @@ class LargeBatch:
         and ``update`` are called by you.
     no_sync : callable, optional
         Makes the context in which gradients are not averaged between processes: all chunks but
-        the last run in it. By default the target's own ``no_sync``, which
-        DistributedDataParallel has.
+        the last run in it. By default the target's own: the ``no_sync`` of
+        DistributedDataParallel, or ``set_requires_gradient_sync`` of what `fully_shard` sharded.
+    matrix_bytes : int
+        Pairs whose matrices together take no more bytes are compared in one call, which computes
+        the Gram matrix of a layer in several of them once; 0 is one pair at a time. So are pairs
+        of a distance that does not tell its memory, and of batches on several processes.
 
     Raises
     ------
     ValueError
-        For a chunk size that is no number of samples.
+        For a chunk size that is no number of samples, or `matrix_bytes` that is no size.
 
     Notes
     -----
@@ -117,6 +122,7 @@ class LargeBatch:
         storage_device: str | torch.device | None = None,
         scaler: torch.amp.GradScaler | None = None,
         no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
+        matrix_bytes: int = 1 << 27,
     ) -> None:
         self.guidance = guidance
         self.chunk_size = whole_number("chunk_size", chunk_size, 1)
@@ -124,7 +130,47 @@ class LargeBatch:
         self.storage_device = None if storage_device is None else torch.device(storage_device)
         self._scale = _unscaled if scaler is None else scaler.scale
         self._no_sync = partial(local_gradients, guidance.target) if no_sync is None else no_sync
+        self.matrix_bytes = whole_number("matrix_bytes", matrix_bytes, 0)
         self._warned = False
+
+    def memory(self, n: int, example: Any, guide_inputs: Any = None) -> BatchMemory:
+        """Bytes that a step of n samples holds at most, from the layers' shapes.
+
+        Runs one forward pass of both networks in eval mode and leaves both as they were.
+
+        Parameters
+        ----------
+        n : int
+            Samples of the batch, at least 2.
+        example, guide_inputs
+            As for :meth:`pyguide.Guidance.plan`: a few samples are enough.
+
+        Returns
+        -------
+        BatchMemory
+            If `storage_device` is another device, its activations are there. Masks are not
+            counted.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyguide.guidance import Guidance, LargeBatch
+        >>> target = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> guide = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 3))
+        >>> large = LargeBatch(Guidance(target, guide), chunk_size=128)
+        >>> large.memory(1000, torch.randn(2, 8)).activations == 1000 * (16 + 32) * 4
+        True
+        """
+        whole_number("n", n, 2)
+        comparison, xs, ys = self.guidance._compared_layers(example, guide_inputs)
+
+        def of_batch(layer: Tensor) -> Tensor:
+            dtype = self.storage_dtype or layer.dtype
+            return torch.empty((n, *layer.shape[1:]), dtype=dtype, device="meta")
+
+        shapes = [of_batch(x) for x in xs], [of_batch(y) for y in ys]
+        return batch_memory(comparison, *shapes, self.matrix_bytes)
 
     def backward(
         self,
@@ -184,61 +230,70 @@ class LargeBatch:
     ) -> _FirstPass:
         """Run both networks without a graph, and keep their paired activations."""
         guidance = self.guidance
-        random, losses, first = [], [], None
+        random, losses = [], []
+        stores: list[ActivationStore] = []
         with torch.no_grad(), self._no_sync(), unchanged_buffers(guidance.target):
             for chunk in chunks:
                 random.append(RandomState.of(guidance.target))
                 with guidance.capture():
                     loss = task(*rows(batch, chunk))
                 losses.append(_share(chunk, chunks) * loss)
-                comparison, xs, ys = guidance._activations(
-                    rows(batch[0], chunk), rows(guide_inputs, chunk), guidance._timed("guide")
-                )
-                if first is None:
-                    first = self._stores(comparison, chunks[-1].stop)
-                for store, captures in zip(first, (xs, ys), strict=True):
-                    store.put(chunk, captures)
-        assert first is not None
-        return _FirstPass(torch.stack(losses).sum(), comparison, *first, random)
+                inputs = rows(batch[0], chunk), rows(guide_inputs, chunk)
+                comparison, *captured = guidance._activations(*inputs, guidance._timed("guide"))
+                stores = stores or self._stores(comparison, chunks[-1].stop)
+                while captured:  # so that they are gone when the next chunk runs
+                    stores[len(captured) - 1].put(chunk, captured.pop())
+        return _FirstPass(torch.stack(losses).sum(), comparison, stores[0], stores[1], random)
 
-    def _stores(self, comparison: Comparison, n: int) -> tuple[ActivationStore, ActivationStore]:
-        sides = comparison.target_sources, comparison.guide_sources
-        target, guide = (
+    def _stores(self, comparison: Comparison, n: int) -> list[ActivationStore]:
+        """For the target and the guide."""
+        return [
             ActivationStore(sources, n, self.storage_dtype, self.storage_device)
-            for sources in sides
-        )
-        return target, guide
+            for sources in (comparison.target_sources, comparison.guide_sources)
+        ]
 
     def _distances(
         self, first: _FirstPass, mask: Tensor | None
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """The distances (P,), and the gradients of their weighted sum in the target's layers.
-
-        One pair after another, so that the matrices of one pair are held at a time; a layer in
-        several pairs gives its Gram matrix to each anew.
-        """
+        """The distances (P,), and the gradients of their weighted sum in the target's layers."""
         comparison, guidance = first.comparison, self.guidance
-        comparison.check(first.targets.shapes(), first.guides.shapes(), mask)
-        gradients: list[Tensor | None] = [None] * len(comparison.target_sources)
+        targets, guides = first.targets.shapes(), first.guides.shapes()
+        comparison.check(targets, guides, mask)
+        gradients: list[Tensor | None] = [None] * len(targets)
         values, flags = [], []
-        for p, (i, j) in enumerate(comparison.indices):
-            later = comparison.indices[p + 1 :]
-            x = first.targets.take(i, last=all(i != t for t, _ in later))
-            y = first.guides.take(j, last=all(j != g for _, g in later))
-            leaf = x.tensor.detach().requires_grad_(torch.is_grad_enabled())
-            pair = guidance._comparison_of([comparison.pairs[p]])
-            distance, degenerate = pair.compare([x._replace(tensor=leaf)], [y], mask)
-            if leaf.requires_grad:
-                weighted = self._scale(guidance.weight * distance.sum())
-                (gradient,) = torch.autograd.grad(weighted, leaf)
-                before = gradients[i]
-                gradients[i] = gradient if before is None else before + gradient
-            values.append(distance.detach())
+        xs, ys = [x.tensor for x in targets], [y.tensor for y in guides]
+        for group, _ in pair_groups(comparison, xs, ys, self.matrix_bytes):
+            distances, degenerate = self._compared(first, group, mask, gradients)
+            values.append(distances)
             flags.append(degenerate)
         known = [flag for flag in flags if flag is not None]
         if known:
             guidance._degeneracy.update(torch.cat(known), comparison.paths)
         return torch.cat(values), gradients
+
+    def _compared(
+        self,
+        first: _FirstPass,
+        group: Sequence[int],
+        mask: Tensor | None,
+        gradients: list[Tensor | None],
+    ) -> Distances:
+        """Distances of the pairs of a group; adds their gradient to `gradients`."""
+        comparison, guidance = first.comparison, self.guidance
+        used = used_layers([comparison.indices[p] for p in group])
+        later = comparison.indices[group[-1] + 1 :]
+        xs = [first.targets.take(i, last=all(i != t for t, _ in later)) for i in used.left]
+        ys = [first.guides.take(j, last=all(j != g for _, g in later)) for j in used.right]
+        leaves = [x.tensor.detach().requires_grad_(torch.is_grad_enabled()) for x in xs]
+        xs = [x._replace(tensor=leaf) for x, leaf in zip(xs, leaves, strict=True)]
+        some = guidance._comparison_of([comparison.pairs[p] for p in group])
+        distances, degenerate = some.compare(xs, ys, mask)
+        if torch.is_grad_enabled():
+            weighted = self._scale(guidance.weight * distances.sum())
+            for i, gradient in zip(used.left, torch.autograd.grad(weighted, leaves), strict=True):
+                before = gradients[i]
+                gradients[i] = gradient if before is None else before + gradient
+        return distances.detach(), degenerate
 
     def _second_pass(
         self,
@@ -249,32 +304,39 @@ class LargeBatch:
         random: Sequence[RandomState] = (),
     ) -> Tensor:
         """Run the target again with a graph; backward of the task's loss and the guidance."""
-        guidance = self.guidance
         losses = []
         for k, chunk in enumerate(chunks):
             if random:
                 random[k].restore()
             with nullcontext() if k == len(chunks) - 1 else self._no_sync():
-                with guidance.capture():
+                with self.guidance.capture():
                     loss = _share(chunk, chunks) * task(*rows(batch, chunk))
-                losses.append(loss.detach())
-                roots: list[Tensor] = []
-                seeds: list[Tensor | None] = []
-                for layer, gradient in zip(
-                    guidance._target_activations() if gradients else (), gradients, strict=True
-                ):
-                    assert gradient is not None
-                    if layer.tensor.requires_grad:
-                        roots.append(layer.tensor)
-                        seeds.append(gradient[chunk].to(layer.tensor.dtype))
-                if not guidance.aligning:
-                    roots, seeds = [self._scale(loss), *roots], [None, *seeds]
-                elif not roots or is_distributed():
-                    # DistributedDataParallel waits for the gradient of every parameter.
-                    roots, seeds = [self._scale(0.0 * loss), *roots], [None, *seeds]
-                if torch.is_grad_enabled():
-                    torch.autograd.backward(roots, seeds)
+                self._chunk_backward(loss, chunk, gradients)
+            losses.append(loss.detach())
+            del loss
         return torch.stack(losses).sum()
+
+    def _chunk_backward(
+        self, loss: Tensor, chunk: slice, gradients: Sequence[Tensor | None]
+    ) -> None:
+        """Of the task's loss, and of the captured layers with their `gradients`."""
+        guidance = self.guidance
+        roots: list[Tensor] = []
+        seeds: list[Tensor | None] = []
+        for layer, gradient in zip(
+            guidance._target_activations() if gradients else (), gradients, strict=True
+        ):
+            assert gradient is not None
+            if layer.tensor.requires_grad:
+                roots.append(layer.tensor)
+                seeds.append(gradient[chunk].to(layer.tensor.dtype))
+        if not guidance.aligning:
+            roots, seeds = [self._scale(loss), *roots], [None, *seeds]
+        elif not roots or is_distributed():
+            # DistributedDataParallel waits for the gradient of every parameter.
+            roots, seeds = [self._scale(0.0 * loss), *roots], [None, *seeds]
+        if torch.is_grad_enabled():
+            torch.autograd.backward(roots, seeds)
 
     def _logged(self, task: Tensor, term: Tensor, distances: Tensor | None) -> StepLosses:
         guidance = self.guidance

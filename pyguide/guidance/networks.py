@@ -95,13 +95,7 @@ class GuidedNetworks:
             if self._comparison is None or self._seen is None:
                 raise RuntimeError("plan() needs an example until loss() has run: plan(x)")
             return make_plan(self._comparison, *self._seen)
-        target, guide = self._observe(example, guide_inputs)
-        comparison = self._comparison or self._comparison_of(
-            self._pairing.resolve(target.calls(), guide.calls())
-        )
-        xs, ys = target.take(comparison.target_sources), guide.take(comparison.guide_sources)
-        comparison.check(xs, ys)
-        return make_plan(comparison, [x.tensor for x in xs], [y.tensor for y in ys])
+        return make_plan(*self._compared_layers(example, guide_inputs))
 
     def close(self) -> None:
         """Remove every hook; the object cannot be used afterwards."""
@@ -217,6 +211,18 @@ class GuidedNetworks:
             )
         finally:
             self._guide.load_state_dict(state)
+
+    def _compared_layers(
+        self, example: Any, guide_inputs: Any
+    ) -> tuple[Comparison, list[Tensor], list[Tensor]]:
+        """What an example makes the networks compare, on the meta device."""
+        target, guide = self._observe(example, guide_inputs)
+        comparison = self._comparison or self._comparison_of(
+            self._pairing.resolve(target.calls(), guide.calls())
+        )
+        xs, ys = target.take(comparison.target_sources), guide.take(comparison.guide_sources)
+        comparison.check(xs, ys)
+        return comparison, [x.tensor for x in xs], [y.tensor for y in ys]
 
     def _detach(self) -> None:
         for recorder in self._recorders or ():

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from pyguide.distances import PairCost
+from pyguide.distances import Distance, PairCost
 from pyguide.guidance.comparison import Comparison, used_layers
+from pyguide.guidance.pairing import Pair
 
-__all__ = ["Plan", "PlanRow", "make_plan"]
+__all__ = ["Plan", "PlanRow", "costs_of", "make_plan"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def make_plan(comparison: Comparison, xs: Sequence[Tensor], ys: Sequence[Tensor]
     xs, ys : sequence of Tensor
         As `target_sources` and `guide_sources` of `comparison` give them.
     """
-    costs = dict(_costs_of(comparison, xs, ys))
+    costs = dict(costs_of(comparison.distance, comparison.pairs, comparison.indices, xs, ys))
     seen: set[tuple[str, int]] = set()
     rows = []
     for p, (pair, (i, j)) in enumerate(zip(comparison.pairs, comparison.indices, strict=True)):
@@ -116,23 +117,27 @@ def make_plan(comparison: Comparison, xs: Sequence[Tensor], ys: Sequence[Tensor]
     return Plan(comparison.distance.name, tuple(rows))
 
 
-def _costs_of(
-    comparison: Comparison, xs: Sequence[Tensor], ys: Sequence[Tensor]
+def costs_of(
+    distance: Distance,
+    pairs: Sequence[Pair],
+    indices: Sequence[tuple[int, int]],
+    xs: Sequence[Tensor],
+    ys: Sequence[Tensor],
 ) -> Iterator[tuple[int, PairCost]]:
     """Position and cost of every pair whose distance knows it, call by call."""
     calls: dict[int | None, list[int]] = {}
-    for p, (pair, (i, _)) in enumerate(zip(comparison.pairs, comparison.indices, strict=True)):
+    for p, (pair, (i, _)) in enumerate(zip(pairs, indices, strict=True)):
         calls.setdefault(xs[i].size(1) if pair.per_token else None, []).append(p)
-    for tokens, pairs in calls.items():
-        used = used_layers([comparison.indices[p] for p in pairs])
-        costs = comparison.distance.costs(
+    for tokens, call in calls.items():
+        used = used_layers([indices[p] for p in call])
+        costs = distance.costs(
             [xs[i].detach().requires_grad_() for i in used.left],
             [ys[j].detach() for j in used.right],
             pairs=used.pairs,
             per_token=tokens is not None,
         )
         if costs is not None:
-            yield from zip(pairs, costs, strict=True)
+            yield from zip(call, costs, strict=True)
 
 
 def _cells(row: PlanRow) -> list[str]:

@@ -73,6 +73,11 @@ def _means(x: list[Tensor], union: Union | None) -> list[Tensor]:
     return [(sum_ / union.n).to(t.dtype) for sum_, t in zip(sums, x, strict=True)]
 
 
+def _multiplied_in(layer: Tensor, debiased: bool) -> torch.dtype:
+    in_double = debiased or layer.dtype == torch.float64 or layer.size(0) <= _FEW_SAMPLES
+    return torch.float64 if in_double or not _float32_is_exact(layer.device) else torch.float32
+
+
 def _product(x: Tensor, y: Tensor) -> Tensor:
     """``X^T Y`` of each token in float64."""
     if x.dtype != y.dtype or x.dtype == torch.float64:
@@ -198,6 +203,13 @@ def fake_saved(
         layers[0].new_empty((tokens, features[i], features[j]), dtype=torch.float64)
         for i, j in products_of(len(layers), left, right)
     ]
+
+
+def workspace_bytes(layers: list[Tensor], dtype: torch.dtype, debiased: bool) -> int:
+    """Of :func:`backward`, for one token: centred layers, and sums for those that require grad."""
+    return sum(
+        (1 + x.requires_grad) * x.numel() * _multiplied_in(x, debiased).itemsize for x in layers
+    )
 
 
 @torch.no_grad()

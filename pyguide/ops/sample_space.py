@@ -8,7 +8,7 @@ from torch import Tensor
 from pyguide.ops.contract import Alignment, result_dtype, token_count
 from pyguide.ops.dispatch import backend_of
 
-__all__ = ["backward", "fake_saved", "forward"]
+__all__ = ["backward", "fake_saved", "forward", "workspace_bytes"]
 
 
 def forward(
@@ -37,6 +37,12 @@ def fake_saved(
         x.new_empty((count, n, n), dtype=result_dtype(layers)),
         x.new_empty(stats_shape, dtype=torch.float64),
     ]
+
+
+def workspace_bytes(layers: list[Tensor], dtype: torch.dtype, debiased: bool) -> int:
+    """Of :func:`backward`, for one token: the coefficients of the layers that require grad."""
+    n = layers[0].size(0)
+    return sum(x.requires_grad for x in layers) * n * n * dtype.itemsize
 
 
 def backward(

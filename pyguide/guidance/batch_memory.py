@@ -1,0 +1,106 @@
+"""The memory of a guided step of a large batch, from the shapes of the paired layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pyguide.distributed import GlobalBatch
+from pyguide.guidance.comparison import Comparison
+from pyguide.guidance.plan import costs_of
+
+__all__ = ["BatchMemory", "batch_memory", "pair_groups"]
+
+
+@dataclass(frozen=True)
+class BatchMemory:
+    """Bytes that a step of :class:`LargeBatch` holds at most, beside what a chunk needs.
+
+    ``A`` values of the paired layers are kept while the networks run for the first time; then one
+    group of pairs after another is compared, and layers give way to gradients; the second run of
+    the target has the gradients of its layers alone. Batch and networks are not counted.
+    """
+
+    #: The paired layers of target and guide: ``n (sum of d_t + sum of d_g)`` values.
+    activations: int
+    #: While pairs are compared: the layers and gradients held then, and a group's matrices. None
+    #: if the distance does not tell its memory (:meth:`pyguide.distances.Distance.costs`).
+    distances: int | None
+    #: The gradients in the target's paired layers: ``n (sum of d_t)`` values.
+    gradients: int
+
+    def peak(self, forward: int, step: int) -> int | None:
+        """The most that is held at a time, for the chunks that you measured.
+
+        Parameters
+        ----------
+        forward : int
+            Bytes that the forward passes of both networks take for a chunk, without a graph, its
+            paired layers included.
+        step : int
+            Bytes of an unguided step of a chunk, the gradients of the parameters included.
+        """
+        if self.distances is None:
+            return None
+        return max(self.activations + forward, self.distances, self.gradients + step)
+
+
+def pair_groups(
+    comparison: Comparison, xs: Sequence[Tensor], ys: Sequence[Tensor], limit: int
+) -> Iterator[tuple[list[int], int | None]]:
+    """Runs of pairs whose matrices take at most `limit` bytes, or one pair, and what they take.
+
+    Pairs of unknown memory (None) are alone.
+    """
+    group: list[int] = []
+    held = 0
+    for p, each in enumerate(_pair_bytes(comparison, xs, ys)):
+        if group and (each is None or held + each > limit):
+            yield group, held
+            group, held = [], 0
+        if each is None:
+            yield [p], None
+        else:
+            group, held = [*group, p], held + each
+    if group:
+        yield group, held
+
+
+def _pair_bytes(
+    comparison: Comparison, xs: Sequence[Tensor], ys: Sequence[Tensor]
+) -> Iterator[int | None]:
+    """What each pair would take alone."""
+    if isinstance(comparison.distance, GlobalBatch):
+        # All processes must make the same calls, whatever the numbers of their samples.
+        yield from [None] * len(comparison.pairs)
+        return
+    for pair, indices in zip(comparison.pairs, comparison.indices, strict=True):
+        costs = dict(costs_of(comparison.distance, [pair], [indices], xs, ys))
+        cost = costs.get(0)
+        if cost is None or cost.workspace_bytes is None:
+            yield None
+        else:
+            yield cost.gram_bytes + cost.workspace_bytes
+
+
+def batch_memory(
+    comparison: Comparison, xs: Sequence[Tensor], ys: Sequence[Tensor], limit: int
+) -> BatchMemory:
+    """For layers of these shapes, on the meta device, compared in groups of at most `limit`."""
+    held = {("target", i): x.nbytes for i, x in enumerate(xs)}
+    held |= {("guide", j): y.nbytes for j, y in enumerate(ys)}
+    activations, peak = sum(held.values()), 0
+    known = True
+    for group, matrices in pair_groups(comparison, xs, ys, limit):
+        known = known and matrices is not None
+        targets = {comparison.indices[p][0] for p in group}
+        repeated = {i for i in targets if ("gradient", i) in held}
+        computed = sum(xs[i].nbytes for i in targets) + sum(xs[i].nbytes for i in repeated)
+        peak = max(peak, sum(held.values()) + computed + (matrices or 0))
+        later = comparison.indices[group[-1] + 1 :]
+        still = {("target", i) for i, _ in later} | {("guide", j) for _, j in later}
+        held |= {("gradient", i): xs[i].nbytes for i in targets}
+        held = {key: size for key, size in held.items() if key[0] == "gradient" or key in still}
+    return BatchMemory(activations, peak if known else None, sum(x.nbytes for x in xs))
