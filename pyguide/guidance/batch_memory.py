@@ -50,22 +50,28 @@ class BatchMemory:
 def pair_groups(
     comparison: Comparison, xs: Sequence[Tensor], ys: Sequence[Tensor], limit: int
 ) -> Iterator[tuple[list[int], int | None]]:
-    """Runs of pairs whose matrices take at most `limit` bytes, or one pair, and what they take.
+    """Which pairs are compared in one call, and bytes of what they then need.
 
-    Pairs of unknown memory (None) are alone.
+    Runs of pairs that share layers, so that one Gram matrix of each is computed, as long as
+    `limit` bytes are enough. What pairs of unknown memory need is None: they are alone.
     """
     group: list[int] = []
-    held = 0
+    held: int | None = None
     for p, each in enumerate(_pair_bytes(comparison, xs, ys)):
-        if group and (each is None or held + each > limit):
+        if group and _share_a_layer(comparison, group, p):
+            together = None if held is None or each is None else held + each
+            if together is not None and together <= limit:
+                group, held = [*group, p], together
+                continue
+        if group:
             yield group, held
-            group, held = [], 0
-        if each is None:
-            yield [p], None
-        else:
-            group, held = [*group, p], held + each
-    if group:
-        yield group, held
+        group, held = [p], each
+    yield group, held
+
+
+def _share_a_layer(comparison: Comparison, group: Sequence[int], p: int) -> bool:
+    i, j = comparison.indices[p]
+    return any(i == t or j == g for t, g in (comparison.indices[q] for q in group))
 
 
 def _pair_bytes(

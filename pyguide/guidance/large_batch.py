@@ -47,14 +47,14 @@ class LargeBatch:
     The mean of small batches' CKAs is not the CKA of their union, so gradient accumulation changes
     what guidance trains. This is exact, in two passes: the target and the guide run chunk by chunk
     without a graph, and only the paired activations are kept; the distances of the whole batch
-    and their gradients in these activations are computed, a few pairs at a time; then each
+    and their gradients in these activations are computed, one pair after another; then each
     chunk runs through the target again, with a graph, and its backward has the task's gradient
     and that of the guidance term.
 
     The price is a second forward pass of the target. The memory of a batch of n samples is that
     of the activations, ``n (sum of d_t + sum of d_g)`` values over the distinct paired layers of
-    target and guide, and the most of what follows each other: a chunk's forward passes, a few
-    pairs' n x n or d x d matrices, and a chunk's step. :meth:`memory` computes it.
+    target and guide, and the most of what follows each other: a chunk's forward passes, one
+    pair's n x n or d x d matrices, and a chunk's step. :meth:`memory` computes it.
 
     Parameters
     ----------
@@ -75,9 +75,10 @@ class LargeBatch:
         the last run in it. By default the target's own: the ``no_sync`` of
         DistributedDataParallel, or ``set_requires_gradient_sync`` of what `fully_shard` sharded.
     matrix_bytes : int
-        Pairs whose matrices together take no more bytes are compared in one call, which computes
-        the Gram matrix of a layer in several of them once; 0 is one pair at a time. So are pairs
-        of a distance that does not tell its memory, and of batches on several processes.
+        Pairs that follow each other and share a layer are compared in one call, which computes
+        its Gram matrix once, if all their matrices together take no more bytes than this. Other
+        pairs are compared one by one, and so are those of a distance that does not tell its
+        memory, and of a batch that is spread over processes.
 
     Raises
     ------
