@@ -2,13 +2,15 @@
 
 Each step is the first of a fresh process, after one of a few samples that loads what libraries
 load: what it adds to the process's resident memory at most, the gradients of the parameters
-included. A chunk's forward passes and its unguided step are measured alike; with them
+included. glibc gives freed memory back at once there, of which it otherwise keeps up to 64 MiB. A
+chunk's forward passes and the unguided steps of two are measured alike; with them
 :meth:`pyguide.guidance.LargeBatch.memory` tells the peak for every n.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
@@ -34,6 +36,8 @@ NETWORKS = ("deep-fcn", "mnist")
 #: Largest relative difference between the measured peak and the formula that is as it should be.
 TOLERANCE = 0.15
 _FEW = 8
+# In glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 Step = Callable[[Tensor, Tensor], object]
 
@@ -56,8 +60,11 @@ class Steps:
     def task(self, x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(self.target(x), y)
 
-    def unguided(self, x: Tensor, y: Tensor) -> None:
-        self.task(x, y).backward()
+    def accumulated(self, x: Tensor, y: Tensor) -> None:
+        """Unguided, chunk by chunk."""
+        chunk = self.large_batch.chunk_size
+        for some, labels in zip(x.split(chunk), y.split(chunk), strict=True):
+            self.task(some, labels).backward()
 
     def whole(self, x: Tensor, y: Tensor) -> None:
         with self.guidance.capture():
@@ -73,9 +80,18 @@ class Steps:
             self.large(x, y)
 
 
+def _give_back_at_once() -> None:
+    """Keep glibc from raising its thresholds, and so from keeping what is freed."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+            mallopt(parameter, 1 << 17)
+
+
 def peak(networks: str, step: str, n: int, chunk: int) -> dict[str, int] | str:
     """Of one step."""
     warnings.filterwarnings("ignore", "the target has BatchNorm|biased CKA of")
+    _give_back_at_once()
     steps = Steps(networks, chunk)
     run: Step = getattr(steps, step)
     x, y = steps.batch(n)
@@ -86,7 +102,8 @@ def peak(networks: str, step: str, n: int, chunk: int) -> dict[str, int] | str:
 
 def chunk_bytes(networks: str, chunk: int) -> dict[str, int]:
     """What :meth:`pyguide.guidance.BatchMemory.peak` is given, measured."""
-    forward, step = (measured(networks, kind, chunk, chunk) for kind in ("forward", "unguided"))
+    forward = measured(networks, "forward", chunk, chunk)
+    step = measured(networks, "accumulated", 2 * chunk, chunk)
     steps = Steps(networks, chunk)
     kept = steps.large_batch.memory(chunk, steps.batch(2)[0]).activations
     if isinstance(forward, str) or isinstance(step, str):

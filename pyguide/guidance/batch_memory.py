@@ -18,14 +18,14 @@ __all__ = ["BatchMemory", "batch_memory", "pair_groups"]
 class BatchMemory:
     """Bytes that a step of :class:`LargeBatch` holds at most, beside what a chunk needs.
 
-    ``A`` values of the paired layers are kept while the networks run for the first time; then one
-    group of pairs after another is compared, and layers give way to gradients; the second run of
-    the target has the gradients of its layers alone. Batch and networks are not counted.
+    The paired layers are kept while both networks run; then one pair after another is compared, and
+    layers give way to gradients; while the target runs again, there are the gradients of its layers
+    alone. Batch and networks are not counted.
     """
 
     #: The paired layers of target and guide: ``n (sum of d_t + sum of d_g)`` values.
     activations: int
-    #: While pairs are compared: the layers and gradients held then, and a group's matrices. None
+    #: While pairs are compared: layers and gradients that are held then, and matrices. None
     #: if the distance does not tell its memory (:meth:`pyguide.distances.Distance.costs`).
     distances: int | None
     #: The gradients in the target's paired layers: ``n (sum of d_t)`` values.
@@ -40,7 +40,8 @@ class BatchMemory:
             Bytes that the forward passes of both networks take for a chunk, without a graph, its
             paired layers included.
         step : int
-            Bytes of an unguided step of a chunk, the gradients of the parameters included.
+            Bytes of unguided steps of two chunks, one after the other: the second one's graph is
+            there beside the gradients of the parameters.
         """
         if self.distances is None:
             return None
