@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -50,24 +50,22 @@ class BatchMemory:
 
 def pair_groups(
     comparison: Comparison, xs: Sequence[Tensor], ys: Sequence[Tensor], limit: int
-) -> Iterator[tuple[list[int], int | None]]:
-    """Which pairs are compared in one call, and bytes of what they then need.
+) -> list[list[int]]:
+    """Which pairs are compared in one call, for layers of these shapes.
 
     Runs of pairs that share layers, so that one Gram matrix of each is computed, as long as
-    `limit` bytes are enough. What pairs of unknown memory need is None: they are alone.
+    `limit` bytes are enough for their matrices; pairs of unknown memory are alone.
     """
-    group: list[int] = []
-    held: int | None = None
-    for p, each in enumerate(_pair_bytes(comparison, xs, ys)):
-        if group and _share_a_layer(comparison, group, p):
-            together = None if held is None or each is None else held + each
+    needed = _MatrixBytes(comparison, xs, ys)
+    groups: list[list[int]] = []
+    for p in range(len(comparison.pairs)):
+        if groups and _share_a_layer(comparison, groups[-1], p):
+            together = needed.of([*groups[-1], p])
             if together is not None and together <= limit:
-                group, held = [*group, p], together
+                groups[-1].append(p)
                 continue
-        if group:
-            yield group, held
-        group, held = [p], each
-    yield group, held
+        groups.append([p])
+    return groups
 
 
 def _share_a_layer(comparison: Comparison, group: Sequence[int], p: int) -> bool:
@@ -75,21 +73,35 @@ def _share_a_layer(comparison: Comparison, group: Sequence[int], p: int) -> bool
     return any(i == t or j == g for t, g in (comparison.indices[q] for q in group))
 
 
-def _pair_bytes(
-    comparison: Comparison, xs: Sequence[Tensor], ys: Sequence[Tensor]
-) -> Iterator[int | None]:
-    """What each pair would take alone."""
-    if isinstance(comparison.distance, GlobalBatch):
-        # All processes must make the same calls, whatever the numbers of their samples.
-        yield from [None] * len(comparison.pairs)
-        return
-    for pair, indices in zip(comparison.pairs, comparison.indices, strict=True):
-        costs = dict(costs_of(comparison.distance, [pair], [indices], xs, ys))
-        cost = costs.get(0)
+class _MatrixBytes:
+    """What pairs need beside layers and gradients, each as if it were alone."""
+
+    def __init__(self, comparison: Comparison, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
+        self._comparison, self._layers = comparison, (xs, ys)
+        self._known: dict[int, int | None] = {}
+
+    def of(self, group: Sequence[int]) -> int | None:
+        """Of some pairs together, at most; None if it is not known."""
+        total = 0
+        for p in group:
+            if p not in self._known:
+                self._known[p] = self._of_pair(p)
+            each = self._known[p]
+            if each is None:
+                return None
+            total += each
+        return total
+
+    def _of_pair(self, p: int) -> int | None:
+        pair, indices = self._comparison.pairs[p], self._comparison.indices[p]
+        distance = self._comparison.distance
+        if isinstance(distance, GlobalBatch):
+            # All processes must make the same calls, whatever the numbers of their samples.
+            return None
+        cost = dict(costs_of(distance, [pair], [indices], *self._layers)).get(0)
         if cost is None or cost.workspace_bytes is None:
-            yield None
-        else:
-            yield cost.gram_bytes + cost.workspace_bytes
+            return None
+        return cost.gram_bytes + cost.workspace_bytes
 
 
 def batch_memory(
@@ -100,7 +112,9 @@ def batch_memory(
     held |= {("guide", j): y.nbytes for j, y in enumerate(ys)}
     activations, peak = sum(held.values()), 0
     known = True
-    for group, matrices in pair_groups(comparison, xs, ys, limit):
+    needed = _MatrixBytes(comparison, xs, ys)
+    for group in pair_groups(comparison, xs, ys, limit):
+        matrices = needed.of(group)
         known = known and matrices is not None
         targets = {comparison.indices[p][0] for p in group}
         repeated = {i for i in targets if ("gradient", i) in held}

@@ -263,7 +263,7 @@ class LargeBatch:
         gradients: list[Tensor | None] = [None] * len(targets)
         values, flags = [], []
         xs, ys = [x.tensor for x in targets], [y.tensor for y in guides]
-        for group, _ in pair_groups(comparison, xs, ys, self.matrix_bytes):
+        for group in pair_groups(comparison, xs, ys, self.matrix_bytes):
             distances, degenerate = self._compared(first, group, mask, gradients)
             values.append(distances)
             flags.append(degenerate)
