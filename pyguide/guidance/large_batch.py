@@ -17,7 +17,7 @@ from pyguide.guidance.activation_store import ActivationStore
 from pyguide.guidance.all_processes import is_distributed, telling_others
 from pyguide.guidance.batch_memory import BatchMemory, batch_memory, pair_groups
 from pyguide.guidance.chunks import chunk_slices, rows
-from pyguide.guidance.comparison import Comparison, Distances, used_layers
+from pyguide.guidance.comparison import Captures, Comparison, Distances, used_layers
 from pyguide.guidance.gradient_sync import local_gradients
 from pyguide.guidance.guidance import Guidance
 from pyguide.guidance.logs import LossRecord
@@ -133,6 +133,7 @@ class LargeBatch:
         self._no_sync = partial(local_gradients, guidance.target) if no_sync is None else no_sync
         self.matrix_bytes = whole_number("matrix_bytes", matrix_bytes, 0)
         self._warned = False
+        self._groups: tuple[tuple[object, ...], list[list[int]]] | None = None
 
     def memory(self, n: int, example: Any, guide_inputs: Any = None) -> BatchMemory:
         """Bytes that a step of n samples holds at most, from the layers' shapes.
@@ -262,8 +263,7 @@ class LargeBatch:
         comparison.check(targets, guides, mask)
         gradients: list[Tensor | None] = [None] * len(targets)
         values, flags = [], []
-        xs, ys = [x.tensor for x in targets], [y.tensor for y in guides]
-        for group in pair_groups(comparison, xs, ys, self.matrix_bytes):
+        for group in self._calls(comparison, targets, guides):
             distances, degenerate = self._compared(first, group, mask, gradients)
             values.append(distances)
             flags.append(degenerate)
@@ -271,6 +271,16 @@ class LargeBatch:
         if known:
             guidance._degeneracy.update(torch.cat(known), comparison.paths)
         return torch.cat(values), gradients
+
+    def _calls(
+        self, comparison: Comparison, targets: Captures, guides: Captures
+    ) -> list[list[int]]:
+        """Which pairs are compared in each call; found anew for other shapes."""
+        xs, ys = [x.tensor for x in targets], [y.tensor for y in guides]
+        key = (comparison, *((x.shape, x.dtype) for x in (*xs, *ys)))
+        if self._groups is None or self._groups[0] != key:
+            self._groups = key, pair_groups(comparison, xs, ys, self.matrix_bytes)
+        return self._groups[1]
 
     def _compared(
         self,
