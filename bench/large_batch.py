@@ -228,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="write the results there as JSON")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--markdown", type=Path, help="write the table there")
+    parser.add_argument("--table-from", type=Path, help="the table of this JSON, measure nothing")
     parser.add_argument("--commit", help="of a copy of the source without its history")
     parser.add_argument("--quick", action="store_true", help="small sizes, no result")
     args = parser.parse_args(argv)
@@ -235,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--resume needs --out")
     args.n = args.n or ((64, 128) if args.quick else SAMPLES)
     args.chunk = args.chunk or (32 if args.quick else CHUNK)
-    result = run(args)
+    result = run(args) if args.table_from is None else results.load(args.table_from)
     if args.markdown is not None:
         args.markdown.write_text(table(result), encoding="utf-8")
     print(table(result))

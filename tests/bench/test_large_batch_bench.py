@@ -58,6 +58,16 @@ def test_a_run_is_continued_with_larger_batches(bench, tmp_path, monkeypatch):
     assert lines[3].startswith("| deep-fcn | 128 | – | 64 |")
 
 
+def test_the_table_of_the_documentation_is_that_of_the_results(bench, tmp_path):
+    root, markdown = SCRIPT.parents[1], tmp_path / "table.md"
+    results = root / "bench" / "results" / "large_batch_cpu.json"
+    bench.main(["--table-from", str(results), "--markdown", str(markdown)])
+    shown = root / "docs" / "figures" / "large_batch.md"
+    assert shown.read_text(encoding="utf-8") == markdown.read_text(encoding="utf-8")
+    for entry in json.loads(results.read_text())["cases"].values():
+        assert all(row["as_stated"] for row in entry["rows"])
+
+
 @pytest.mark.slow
 def test_peaks_are_measured(bench, monkeypatch):
     found = bench.peak("deep-fcn", "large", 64, 32)

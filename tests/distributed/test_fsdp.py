@@ -88,8 +88,27 @@ def train(sharded, large, options):
 VARIANTS = list(itertools.product(SHARDED, (False, True), OPTIONS))
 
 
+def compared_together(rank, large):
+    """Gradients where each rank has half of a batch; without one, those of the whole."""
+    target, guide = (model.eval() for model in networks())
+    x, y = batch(80, seed=3)
+    if rank is not None:
+        shard(target)
+        x, y = x.chunk(2)[rank], y.chunk(2)[rank]
+    guidance = Guidance(target, guide)
+    if large:
+        LargeBatch(guidance, CHUNK).backward(lambda x, y: F.cross_entropy(target(x), y), x, y)
+    else:
+        step(target, guidance, x, y)
+    return {name: whole(p) for name, p in target.named_parameters()}
+
+
 def on_rank(rank):
-    return {variant: train(*variant) for variant in VARIANTS} | {"refused": refused()}
+    return {
+        **{variant: train(*variant) for variant in VARIANTS},
+        "refused": refused(),
+        "together": [compared_together(rank, large) for large in (False, True)],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +127,13 @@ def test_gradients_are_those_of_one_process(sharded, large, options, of_ranks):
         for (gradients, reductions), (one_process, _) in zip(steps, expected, strict=True):
             torch.testing.assert_close(gradients, one_process, rtol=1e-9, atol=1e-12)
             assert reductions == 4  # one a unit, also with three chunks
+
+
+def test_by_default_the_global_batch_is_compared(of_ranks):
+    expected = compared_together(None, large=False)
+    for rank in of_ranks:
+        for gradients in rank["together"]:
+            torch.testing.assert_close(gradients, expected, rtol=1e-9, atol=1e-13)
 
 
 def refused():
