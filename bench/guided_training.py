@@ -389,9 +389,10 @@ def plot(result: dict[str, Any], path: Path) -> None:
     _draw_times(of_pairs, curves(result, "pairs", "pairs", "time_ratio"))
     for label, points in curves(result, "samples", "n", "memory_ratio").items():
         of_memory.plot(*zip(*points, strict=True), marker="o", ms=4, label=label)
+        _label_ticks(of_memory, [n for n, _ in points])
     _draw_processes(of_processes, result)
     of_samples.set(xlabel="n", ylabel="step time / unguided")
-    of_memory.set(xlabel="n", ylabel="peak memory / unguided", xscale="log", yscale="log")
+    of_memory.set(xlabel="n", ylabel="peak memory / unguided")
     of_pairs.set(xlabel="pairs", ylabel="step time / unguided")
     for axes in (of_samples, of_memory, of_pairs):
         axes.axhline(1, color="black", lw=0.9)
@@ -410,7 +411,16 @@ def _draw_times(axes: Any, found: dict[str, list[tuple[int, Any]]]) -> None:
         (line,) = axes.plot(xs, [t["median"] for _, t in points], marker="o", ms=4, label=label)
         low, high = ([t[q] for _, t in points] for q in ("q1", "q3"))
         axes.fill_between(xs, low, high, color=line.get_color(), alpha=0.25)
+        _label_ticks(axes, xs)
+
+
+def _label_ticks(axes: Any, xs: Sequence[int]) -> None:
+    """A logarithmic axis with the numbers that were measured, those of earlier lines too."""
+    marked = set(axes.get_xticks()) if axes.get_xscale() == "log" else set()
     axes.set_xscale("log")
+    ticks = sorted(marked | set(xs))
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axes.set_xticks([], minor=True)
 
 
 def _draw_processes(axes: Any, result: dict[str, Any]) -> None:
