@@ -2,6 +2,7 @@
 
 from pyguide.guidance import schedules
 from pyguide.guidance.guidance import Guidance
+from pyguide.guidance.guide_cache import GuideCache
 from pyguide.guidance.large_batch import LargeBatch, StepLosses
 from pyguide.guidance.noise import gaussian_noise
 from pyguide.guidance.pairing import Pair
@@ -9,6 +10,7 @@ from pyguide.guidance.plan import Plan, PlanRow
 
 __all__ = [
     "Guidance",
+    "GuideCache",
     "LargeBatch",
     "Pair",
     "Plan",
