@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from pyguide.analysis.batches import Batch, Mask, batches_of, on_device, versions_of
 from pyguide.analysis.checkpoint import Checkpoint
 from pyguide.analysis.layer_grams import LayerGrams
-from pyguide.analysis.progress import Progress, shown
 from pyguide.analysis.similarity import LayerSimilarity
 from pyguide.analysis.streaming import StreamingCKA, is_too_small
 from pyguide.ops.hsic import CenteredGram, least_samples
+from pyguide.progress import Progress, shown
 
 __all__ = ["compare_networks"]
 

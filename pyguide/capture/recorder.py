@@ -42,6 +42,9 @@ class Captured(NamedTuple):
 
     tensor: Tensor
     mask: Tensor | None
+    #: (n, n) centred Gram matrix, where that is known in place of the values: `tensor` is on the
+    #: meta device then.
+    gram: Tensor | None = None
 
 
 class _Record(NamedTuple):

@@ -3,6 +3,7 @@
 from pyguide.guidance import schedules
 from pyguide.guidance.batch_memory import BatchMemory
 from pyguide.guidance.guidance import Guidance
+from pyguide.guidance.guide_cache import GuideCache
 from pyguide.guidance.large_batch import LargeBatch, StepLosses
 from pyguide.guidance.noise import gaussian_noise
 from pyguide.guidance.pairing import Pair
@@ -11,6 +12,7 @@ from pyguide.guidance.plan import Plan, PlanRow
 __all__ = [
     "BatchMemory",
     "Guidance",
+    "GuideCache",
     "LargeBatch",
     "Pair",
     "Plan",

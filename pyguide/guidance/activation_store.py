@@ -50,7 +50,7 @@ class ActivationStore:
             If a layer gave another number of samples, or another shape than before.
         """
         self._from = self._from or [captured.tensor.device for captured in captures]
-        for at, (tensor, mask) in enumerate(captures):
+        for at, (tensor, mask, _) in enumerate(captures):
             kept = self._layers[at]
             if kept is None:
                 shape = (self._n, *tensor.shape[1:])

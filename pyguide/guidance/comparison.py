@@ -15,6 +15,7 @@ from pyguide.distances import Distance
 from pyguide.distributed import GlobalBatch
 from pyguide.guidance import masking
 from pyguide.guidance.pairing import Layers, Pair
+from pyguide.ops.gram import gram
 
 __all__ = ["Captures", "Comparison", "Distances", "used_layers"]
 
@@ -76,6 +77,8 @@ class Comparison:
 
     def compare(self, xs: Captures, ys: Captures, mask: Tensor | None = None) -> Distances:
         """The same of what passes :meth:`check`, or of some pairs of such a comparison."""
+        if ys and ys[0].gram is not None:
+            return self._gram_distances(xs, ys)
         distance = self.distance
         if isinstance(distance, GlobalBatch) and _padded(xs, ys, mask):
             xs, ys, mask = self._gathered(distance, xs, ys, mask)
@@ -98,7 +101,10 @@ class Comparison:
         captures = [(("x", i), x) for i, x in enumerate(xs)]
         captures += [(("y", j), y) for j, y in enumerate(ys)]
         layers = [
-            (layer.tensor, valid_positions(*layer, mask, per_token=key in per_token))
+            (
+                layer.tensor,
+                valid_positions(layer.tensor, layer.mask, mask, per_token=key in per_token),
+            )
             for key, layer in captures
         ]
         gathered = distance.gather(layers if mask is None else [*layers, (mask, mask)])
@@ -139,9 +145,17 @@ class Comparison:
         return _distances(
             distance,
             [self.indices[p] for p in self._whole],
-            lambda i: filled(xs[i].tensor, valid_positions(*xs[i], mask)),
-            lambda j: filled(ys[j].tensor, valid_positions(*ys[j], mask)),
+            lambda i: _filled(xs[i], mask),
+            lambda j: _filled(ys[j], mask),
         )
+
+    def _gram_distances(self, xs: Captures, ys: Captures) -> Distances:
+        """Of pairs whose guide layers have their Gram matrices only."""
+        precision = getattr(self.distance, "precision", None)
+        targets = gram([_filled(x, None) for x in xs], precision=precision).unbind()
+        guides = [y.gram for y in ys if y.gram is not None]
+        pairs = [(i, len(xs) + j) for i, j in self.indices]
+        return self.distance.from_grams([*targets, *guides], pairs)
 
     def _token_groups(
         self, xs: Captures, ys: Captures, mask: Tensor | None
@@ -214,6 +228,10 @@ def used_layers(pairs: Sequence[tuple[int, int]]) -> _Used:
     """The distinct layers of some pairs, which one call of a distance gets."""
     left, right = (list(dict.fromkeys(side)) for side in zip(*pairs, strict=True))
     return _Used(left, right, [(left.index(i), right.index(j)) for i, j in pairs])
+
+
+def _filled(captured: Captured, mask: Tensor | None) -> Tensor:
+    return filled(captured.tensor, valid_positions(captured.tensor, captured.mask, mask))
 
 
 def _gathered(captures: Captures, positions: Tensor, samples: Tensor | None, index: int) -> Tensor:

@@ -18,6 +18,7 @@ from pyguide.guidance.all_processes import (
 )
 from pyguide.guidance.degeneracy import DegeneracyWarner
 from pyguide.guidance.guide import FrozenGuide
+from pyguide.guidance.guide_cache import GuideCache
 from pyguide.guidance.logs import LossRecord, StepLogs, grad_norm
 from pyguide.guidance.networks import GuidedNetworks
 from pyguide.guidance.pairing import Pair
@@ -91,6 +92,9 @@ class Guidance(GuidedNetworks, StepLogs):
         ``state_dict()`` and ``load_state_dict()``.
     calibration_batches : int
         For "calibrated".
+    guide_cache : GuideCache, optional
+        Keeps what the guide gives for each sample, see :class:`pyguide.guidance.GuideCache`.
+        Needs `guide_mode` "eval", and the same input of the guide for a sample in every epoch.
     timed : bool
         Measure what :meth:`times` returns. Not inside compiled code.
     process_group : ProcessGroup or "local", optional
@@ -119,8 +123,8 @@ class Guidance(GuidedNetworks, StepLogs):
     be removed there. With ``torch._dynamo.config.trace_autograd_ops = True`` the one graph
     may have the backward too, if the function returns ``loss.detach()``. Graph breaks are
     :func:`pyguide.guidance.gaussian_noise`, the batches from which "calibrated" takes its
-    statistics, a `mask` of per-token pairs, and `grad_norms`. Each phase is compiled on its
-    own. Call :meth:`step` outside.
+    statistics, a `mask` of per-token pairs, a `guide_cache`, and `grad_norms`. Each phase is
+    compiled on its own. Call :meth:`step` outside.
 
     Examples
     --------
@@ -165,12 +169,15 @@ class Guidance(GuidedNetworks, StepLogs):
         guide_mode: str = "eval",
         guide_transform: Callable[[Any], Any] | None = None,
         calibration_batches: int = 8,
+        guide_cache: GuideCache | None = None,
         timed: bool = False,
         process_group: ProcessGroup | str | None = None,
     ) -> None:
         self._phases = Phases(weight, release_at, align_only)
         frozen = FrozenGuide(guide, guide_mode, guide_transform, calibration_batches)
-        GuidedNetworks.__init__(self, target, frozen, pairs, distance, example, process_group)
+        GuidedNetworks.__init__(
+            self, target, frozen, pairs, distance, example, process_group, guide_cache
+        )
         self._check_processes = process_group is None and not is_distributed()
         StepLogs.__init__(self, target, timed)
         self._degeneracy = DegeneracyWarner()
@@ -188,7 +195,14 @@ class Guidance(GuidedNetworks, StepLogs):
         # A new one each time: Dynamo enters only what it saw made.
         return _Window(self)
 
-    def loss(self, x: Any, guide_inputs: Any = None, *, mask: Tensor | None = None) -> Tensor:
+    def loss(
+        self,
+        x: Any,
+        guide_inputs: Any = None,
+        *,
+        mask: Tensor | None = None,
+        sample_ids: Tensor | None = None,
+    ) -> Tensor:
         """The guidance term for the captured forward pass, a scalar.
 
         Runs the guide, and uses up the capture.
@@ -208,6 +222,10 @@ class Guidance(GuidedNetworks, StepLogs):
             of padding: there the sample is an average one and adds nothing. Padded values
             change nothing and get no gradient. Biased CKA of few samples is near 1: where few
             are valid use "debiased_cka". On a GPU, per-token pairs wait for the mask.
+        sample_ids : Tensor, optional
+            For a `guide_cache`: (n,) int64, each sample's position in the data set, best on the
+            CPU. A sample may be in the batch twice. The guide does not run, and `x` and
+            `guide_inputs` are not used, if all samples were seen before.
 
         Returns
         -------
@@ -224,20 +242,21 @@ class Guidance(GuidedNetworks, StepLogs):
             ``use_reentrant=True``, no_grad, frozen layers).
         TypeError
             If it is not clear which tensor stands for a layer's output; a mask that is not
-            bool (n, T).
+            bool (n, T); sample ids that are not int64 (n,).
         ValueError
             If paired layers differ in their number of samples or, per token, of positions;
-            globs that do not match equally many layers; a mask that fits no layer.
+            globs that do not match equally many layers; a mask that fits no layer; with a
+            `guide_cache`, no sample ids, or some out of range.
         """
         if self._idle:
             loss = torch.zeros((), device=device_of(self.target))
             self._record = None if self.released else LossRecord(0.0, loss.clone())
             return loss
         if self._global is None:
-            distances = self._distances(x, guide_inputs, mask)
+            distances = self._distances(x, guide_inputs, mask, sample_ids)
         else:
             with telling_others(self._global):
-                distances = self._distances(x, guide_inputs, mask)
+                distances = self._distances(x, guide_inputs, mask, sample_ids)
         loss = self.weight * distances.sum()
         # A copy, for `loss /= 4` is in place.
         self._record = LossRecord(self.weight, loss.detach().clone(), distances.detach())
@@ -250,6 +269,7 @@ class Guidance(GuidedNetworks, StepLogs):
         guide_inputs: Any = None,
         *,
         mask: Tensor | None = None,
+        sample_ids: Tensor | None = None,
         grad_norms: bool = False,
     ) -> Tensor:
         """The loss to train with: `task_loss` plus :meth:`loss`, logged.
@@ -266,7 +286,7 @@ class Guidance(GuidedNetworks, StepLogs):
         ----------
         task_loss : Tensor
             The task's loss, a scalar.
-        x, guide_inputs, mask
+        x, guide_inputs, mask, sample_ids
             As for :meth:`loss`.
         grad_norms : bool
             Log the gradient norms of the task and the guidance term over all parameters
@@ -291,7 +311,7 @@ class Guidance(GuidedNetworks, StepLogs):
             )
         if self._global is not None:
             self._global.context = " with grad_norms" if grad_norms else ""
-        guidance = self.loss(x, guide_inputs, mask=mask)
+        guidance = self.loss(x, guide_inputs, mask=mask, sample_ids=sample_ids)
         record = self._record or LossRecord(0.0, guidance)
         record.task = task_loss.detach().clone()
         if grad_norms:
@@ -402,9 +422,13 @@ class Guidance(GuidedNetworks, StepLogs):
         if torch.distributed.get_world_size() > 1:
             warn_of_own_batches()
 
-    def _distances(self, x: Any, guide_inputs: Any, mask: Tensor | None) -> Tensor:
+    def _distances(
+        self, x: Any, guide_inputs: Any, mask: Tensor | None, sample_ids: Tensor | None
+    ) -> Tensor:
         """(P,) distances of what was captured."""
-        comparison, xs, ys = self._activations(x, guide_inputs, self._timed("guide"))
+        self._check_mask(mask)
+        guide_time = self._timed("guide")
+        comparison, xs, ys = self._activations(x, guide_inputs, sample_ids, guide_time)
         with self._timed("distances"):
             if self._clock is not None:
                 tensors = self._clock.time_backward([x.tensor for x in xs])

@@ -74,6 +74,12 @@ class FrozenGuide:
             if parameter.grad is not None:
                 parameter.grad = None
 
+    def tensors(self) -> Iterator[Tensor]:
+        """Its parameters and buffers."""
+        yield from self._parameters
+        for module in self._modules:
+            yield from (buffer for buffer in module._buffers.values() if buffer is not None)
+
     def run(self, x: Any, inputs: Any = None) -> None:
         """One forward pass on `inputs`, or else on the transform of `x`."""
         self.freeze()

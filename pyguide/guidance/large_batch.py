@@ -20,6 +20,7 @@ from pyguide.guidance.chunks import chunk_slices, rows
 from pyguide.guidance.comparison import Captures, Comparison, Distances, used_layers
 from pyguide.guidance.gradient_sync import local_gradients
 from pyguide.guidance.guidance import Guidance
+from pyguide.guidance.kept_batch import KeptBatch
 from pyguide.guidance.logs import LossRecord
 from pyguide.guidance.replay import RandomState, unchanged_buffers
 from pyguide.guidance.schedules import whole_number
@@ -64,7 +65,8 @@ class LargeBatch:
         Samples that run through the networks at once, at least 1. The last chunk has the rest.
     storage_dtype : torch.dtype, optional
         In which the activations are kept and compared, such as torch.bfloat16, in half the
-        memory, which costs accuracy: by default their own.
+        memory, which costs accuracy: by default their own. Those in a `guide_cache` of the
+        guidance stay there, in its dtype.
     storage_device : str or torch.device, optional
         Where the activations wait, such as "cpu": by default where they are.
     scaler : torch.amp.GradScaler, optional
@@ -181,6 +183,7 @@ class LargeBatch:
         *others: Any,
         guide_inputs: Any = None,
         mask: Tensor | None = None,
+        sample_ids: Tensor | None = None,
     ) -> StepLosses:
         """Add the gradient of ``task loss + guidance`` to the target's parameters.
 
@@ -192,7 +195,7 @@ class LargeBatch:
         x, *others : Tensor, tuple or dict
             The batch: `x` is what the target sees, and the guide too. Tensors in them are
             split along their first axis, which has n samples in all; the rest is passed as it is.
-        guide_inputs, mask
+        guide_inputs, mask, sample_ids
             As for :meth:`pyguide.Guidance.loss`, of the whole batch.
 
         Returns
@@ -207,18 +210,24 @@ class LargeBatch:
             layer has another shape.
         """
         with telling_others(self.guidance._global):
-            return self._step(task, (x, *others), guide_inputs, mask)
+            return self._step(task, (x, *others), guide_inputs, mask, sample_ids)
 
     def _step(
-        self, task: Task, batch: tuple[Any, ...], guide_inputs: Any, mask: Tensor | None
+        self,
+        task: Task,
+        batch: tuple[Any, ...],
+        guide_inputs: Any,
+        mask: Tensor | None,
+        sample_ids: Tensor | None,
     ) -> StepLosses:
         guidance = self.guidance
-        chunks = chunk_slices(self.chunk_size, (batch, guide_inputs, mask))
+        chunks = chunk_slices(self.chunk_size, (batch, guide_inputs, mask, sample_ids))
         self._warn_of_batch_norm(chunks)
         if guidance._idle:
             task_loss = self._second_pass(task, batch, chunks)
             return self._logged(task_loss, torch.zeros_like(task_loss), None)
-        first = self._first_pass(task, batch, chunks, guide_inputs)
+        guidance._check_mask(mask)
+        first = self._first_pass(task, batch, chunks, guide_inputs, sample_ids)
         with guidance._timed("distances"):
             distances, gradients = self._distances(first, mask)
         if torch.is_grad_enabled():
@@ -228,10 +237,18 @@ class LargeBatch:
         return self._logged(first.task_loss, guidance.weight * distances.sum(), distances)
 
     def _first_pass(
-        self, task: Task, batch: Any, chunks: list[slice], guide_inputs: Any
+        self,
+        task: Task,
+        batch: Any,
+        chunks: list[slice],
+        guide_inputs: Any,
+        sample_ids: Tensor | None,
     ) -> _FirstPass:
         """Run both networks without a graph, and keep their paired activations."""
         guidance = self.guidance
+        kept = guidance._kept_batch(sample_ids)
+        if kept is not None and guidance.guide_cache is not None:
+            guidance.guide_cache.hits += 1
         random, losses = [], []
         stores: list[ActivationStore] = []
         with torch.no_grad(), self._no_sync(), unchanged_buffers(guidance.target):
@@ -240,12 +257,25 @@ class LargeBatch:
                 with guidance.capture():
                     loss = task(*rows(batch, chunk))
                 losses.append(_share(chunk, chunks) * loss)
-                inputs = rows(batch[0], chunk), rows(guide_inputs, chunk)
-                comparison, *captured = guidance._activations(*inputs, guidance._timed("guide"))
+                captured: list[Captures]
+                if kept is None:
+                    comparison, *captured = guidance._activations(
+                        rows(batch[0], chunk),
+                        rows(guide_inputs, chunk),
+                        rows(sample_ids, chunk),
+                        guidance._timed("guide"),
+                    )
+                else:
+                    comparison, *captured = guidance._target_activations()
                 stores = stores or self._stores(comparison, chunks[-1].stop)
+                if guidance.guide_cache is not None:
+                    del captured[1:]
                 while captured:  # so that they are gone when the next chunk runs
                     stores[len(captured) - 1].put(chunk, captured.pop())
-        return _FirstPass(torch.stack(losses).sum(), comparison, stores[0], stores[1], random)
+        kept = kept or guidance._kept_batch(sample_ids)
+        return _FirstPass(
+            torch.stack(losses).sum(), comparison, stores[0], kept or stores[1], random
+        )
 
     def _stores(self, comparison: Comparison, n: int) -> list[ActivationStore]:
         """For the target and the guide."""
@@ -335,7 +365,7 @@ class LargeBatch:
         roots: list[Tensor] = []
         seeds: list[Tensor | None] = []
         for layer, gradient in zip(
-            guidance._target_activations() if gradients else (), gradients, strict=True
+            guidance._target_activations()[1] if gradients else (), gradients, strict=True
         ):
             assert gradient is not None
             if layer.tensor.requires_grad:
@@ -374,7 +404,7 @@ class _FirstPass(NamedTuple):
     task_loss: Tensor
     comparison: Comparison
     targets: ActivationStore
-    guides: ActivationStore
+    guides: ActivationStore | KeptBatch
     #: Before each chunk.
     random: list[RandomState]
 

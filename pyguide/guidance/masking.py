@@ -37,7 +37,7 @@ def check_mask(mask: Tensor, layers: Iterable[Tensor], *, per_token: bool) -> No
 
 def valid_in_both(x: Captured, y: Captured, mask: Tensor | None) -> Tensor | None:
     """The (n, T) mask of two layers that are compared per token."""
-    a, b = valid_positions(*x, mask, per_token=True), valid_positions(*y, mask, per_token=True)
+    a, b = (valid_positions(c.tensor, c.mask, mask, per_token=True) for c in (x, y))
     return a & b if a is not None and b is not None else (b if a is None else a)
 
 

@@ -13,10 +13,22 @@ from pyguide.capture.paths import named_layers
 from pyguide.capture.recorder import Recorder, Source, observed
 from pyguide.distances import Distance, get_distance
 from pyguide.guidance.all_processes import ProcessGroup, global_batch_of
+from pyguide.guidance.cache_checks import (
+    check_count,
+    check_distance,
+    check_guide,
+    check_mask,
+    check_pairs,
+    checked_ids,
+)
 from pyguide.guidance.comparison import Captures, Comparison
 from pyguide.guidance.guide import FrozenGuide
+from pyguide.guidance.guide_cache import GuideCache
+from pyguide.guidance.kept_batch import KeptBatch
 from pyguide.guidance.pairing import Pair, make_pairing
 from pyguide.guidance.plan import Plan, make_plan
+from pyguide.guidance.timing import device_of
+from pyguide.ops.tracing import not_traced
 
 __all__ = ["GuidedNetworks"]
 
@@ -35,13 +47,23 @@ class GuidedNetworks:
         distance: str | Distance,
         example: Any,
         process_group: ProcessGroup | str | None,
+        guide_cache: GuideCache | None = None,
     ) -> None:
         _check_separate(target, guide.model)
         self.target = target
         self.guide = guide.model
         self._guide = guide
+        #: What the guide gave for samples that were seen before.
+        self.guide_cache = guide_cache
         self.distance = get_distance(distance)
         self._global = global_batch_of(self.distance, process_group)
+        if isinstance(guide_cache, GuideCache):
+            check_guide(guide, guide_cache.key)
+            check_distance(guide_cache.keep, self.distance, together=self._global is not None)
+        elif guide_cache is not None:
+            raise TypeError(
+                f"guide_cache must be a pyguide.guidance.GuideCache, got {guide_cache!r}"
+            )
         #: The (target path, guide path) pairs; None while rules and globs are not resolved.
         self.pairs: list[tuple[str, str]] | None = None
         self._target_layers = named_layers(target)
@@ -134,19 +156,30 @@ class GuidedNetworks:
             recorder.clear()
 
     def _activations(
-        self, x: Any, guide_inputs: Any, guide_time: AbstractContextManager[None]
+        self,
+        x: Any,
+        guide_inputs: Any,
+        sample_ids: Tensor | None,
+        guide_time: AbstractContextManager[None],
     ) -> tuple[Comparison, Captures, Captures]:
-        """The captured layers of the target, and the guide's from running it in `guide_time`."""
+        """The captured layers of the target, and the guide's from its cache or from running it."""
         target, guide = self._captured_networks()
         self._captured = False
         try:
             with guide_time:
-                guide.recording = True
-                self._guide.run(x, guide_inputs)
-                guide.recording = False
+                # Where there is none, compiled code must not break at it.
+                ys = None if self.guide_cache is None else self._from_cache(sample_ids)
+                if ys is None:
+                    guide.recording = True
+                    self._guide.run(x, guide_inputs)
+                    guide.recording = False
             comparison = self._comparison or self._resolve(target, guide)
             xs = target.take(comparison.target_sources)
-            ys = guide.take(comparison.guide_sources)
+            if self.guide_cache is not None and sample_ids is not None:
+                check_count(sample_ids, xs)
+            if ys is None:
+                ys = guide.take(comparison.guide_sources)
+                ys = ys if self.guide_cache is None else self._to_cache(sample_ids, ys)
             target.check_gradients(comparison.target_sources, xs)
         finally:
             target.clear()
@@ -158,7 +191,59 @@ class GuidedNetworks:
             )
         return comparison, xs, ys
 
-    def _target_activations(self) -> Captures:
+    @not_traced
+    def _from_cache(self, sample_ids: Tensor | None) -> Captures | None:
+        """The guide's activations of a batch, if all of them are in its cache."""
+        batch = self._kept_batch(sample_ids)
+        if batch is None or self.guide_cache is None:
+            return None
+        self.guide_cache.hits += 1
+        return batch.take_all()
+
+    @not_traced
+    def _to_cache(self, sample_ids: Tensor | None, ys: Captures) -> Captures:
+        """Keep the guide's activations of a batch; what is compared in their place."""
+        cache, comparison = self.guide_cache, self._comparison
+        if cache is None or comparison is None:
+            return ys
+        ids = checked_ids(sample_ids, cache.samples)
+        return cache._keep(self._guide, comparison.guide_sources, ids, ys).take_all()
+
+    def _kept_batch(self, sample_ids: Tensor | None) -> KeptBatch | None:
+        """A batch in the guide's cache, if all of it is there."""
+        cache, comparison = self.guide_cache, self._comparison
+        if cache is None:
+            return None
+        ids = checked_ids(sample_ids, cache.samples)
+        if comparison is None:
+            return None
+        device = device_of(self.guide) or device_of(self.target) or torch.device("cpu")
+        return cache._kept(self._guide, comparison.guide_sources, ids, device)
+
+    def _check_mask(self, mask: Tensor | None) -> None:
+        """Raise ValueError if padding cannot be left out of what the cache keeps."""
+        if self.guide_cache is not None:
+            check_mask(self.guide_cache.keep, mask)
+
+    def _guide_captures(self, inputs: Any) -> Captures:
+        """The guide's activations, without any of the target."""
+        self._check_open()
+        if self._recorders is None:
+            raise RuntimeError("this Guidance is released, so it will not need the guide again")
+        if self._comparison is None:
+            raise RuntimeError(
+                "fill() needs to know the guide's layers: give Guidance an example=, or list the "
+                "pairs"
+            )
+        recorder = self._recorders[1]
+        try:
+            recorder.recording = True
+            self._guide.run(inputs)
+            return recorder.take(self._comparison.guide_sources)
+        finally:
+            recorder.clear()
+
+    def _target_activations(self) -> tuple[Comparison, Captures]:
         """The captured layers of the target, of pairs that are resolved; the guide does not run."""
         target, _ = self._captured_networks()
         assert self._comparison is not None
@@ -168,7 +253,7 @@ class GuidedNetworks:
             target.check_gradients(self._comparison.target_sources, xs)
         finally:
             target.clear()
-        return xs
+        return self._comparison, xs
 
     def _captured_networks(self) -> tuple[Recorder, Recorder]:
         """The recorders of target and guide, if there is a capture."""
@@ -231,6 +316,8 @@ class GuidedNetworks:
         self._captured = False
 
     def _set_pairs(self, pairs: Sequence[Pair]) -> Comparison:
+        if self.guide_cache is not None:
+            check_pairs(self.guide_cache.keep, pairs)
         self.pairs = [pair.paths for pair in pairs]
         self._seen = None
         self._comparison = self._comparison_of(pairs)
