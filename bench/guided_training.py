@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import signal
 import tempfile
 import time
 import warnings
@@ -203,6 +204,7 @@ def work(
     pipe: Connection,
 ) -> None:
     """What a process does: send its memory, then take a step whenever it is told to."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it, without its traceback
     warnings.filterwarnings("ignore", "the target has BatchNorm|biased CKA of")
     torch.set_num_threads(threads)
     if candidate.processes > 1:
