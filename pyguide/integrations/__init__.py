@@ -1,0 +1,1 @@
+"""Guidance in other libraries' trainers; each module needs its library."""
