@@ -1,4 +1,4 @@
-"""Trainers in two processes that see the same batches train as one process does."""
+"""Trainers in two processes that share every batch train as one process does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parent / "two_processes.py"
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["lightning", "transformers"])
 def test_two_processes_train_as_one(trainer, tmp_path):
-    """Over an align-only phase, accumulation and release; of a batch twice CKA is the same."""
+    """Over an align-only phase, accumulation and release."""
     trained = []
     for processes in (1, 2):
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]

@@ -1,4 +1,4 @@
-"""Trains with a trainer in each process of torchrun; all processes see the same batches."""
+"""Trains with a trainer in each process of torchrun; the processes share every batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 OPTIONS = {"align_only": 1, "release_at": 4}
+RANK = int(os.environ.get("RANK", "0"))
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
+#: Samples of a process, of 32 in all.
+BATCH = 32 // WORLD_SIZE
 
 
 def samples(count: int) -> list[dict[str, torch.Tensor]]:
@@ -69,7 +72,8 @@ def lightning(model: nn.Module, guide: nn.Module, folder: Path) -> int:
         enable_checkpointing=False,
         enable_progress_bar=False,
     )
-    trainer.fit(Module(), torch.utils.data.DataLoader(samples(32 * 12), batch_size=32))
+    batches = torch.utils.data.DataLoader(samples(32 * 12), batch_size=BATCH)
+    trainer.fit(Module(), torch.utils.data.DataLoader(list(batches)[RANK::WORLD_SIZE], None))
     return callback.guidance.steps
 
 
@@ -81,7 +85,7 @@ def transformers(model: nn.Module, guide: nn.Module, folder: Path) -> int:
 
     args = TrainingArguments(
         str(folder / "trainer"),
-        per_device_train_batch_size=32,
+        per_device_train_batch_size=BATCH,
         gradient_accumulation_steps=2,
         max_grad_norm=0.0,
         num_train_epochs=1,
@@ -93,13 +97,10 @@ def transformers(model: nn.Module, guide: nn.Module, folder: Path) -> int:
         use_cpu=True,
     )
     guidance = Guidance(model, guide, **OPTIONS)
-    data = samples(32 * 12)
-    # Processes take batches in turn.
-    batches = [data[i : i + 32] * WORLD_SIZE for i in range(0, len(data), 32)]
     trainer = GuidedTrainer(
         model=model,
         args=args,
-        train_dataset=[sample for batch in batches for sample in batch],
+        train_dataset=samples(32 * 12),
         optimizers=(torch.optim.SGD(model.parameters(), lr=0.1), None),
         guidance=guidance,
     )
@@ -111,5 +112,5 @@ if __name__ == "__main__":
     train = {"lightning": lightning, "transformers": transformers}[sys.argv[1]]
     model, folder = Network(12, seed=0), Path(sys.argv[2])
     steps = train(model, Network(9, seed=1), folder)
-    if os.environ.get("RANK", "0") == "0":
+    if RANK == 0:
         torch.save({"steps": steps, "state": model.state_dict()}, folder / f"{WORLD_SIZE}.pt")
