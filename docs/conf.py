@@ -12,7 +12,7 @@ exclude_patterns = ["_build", "figures"]
 myst_heading_anchors = 3
 
 # Optional, and large.
-autodoc_mock_imports = ["torchmetrics"]
+autodoc_mock_imports = ["lightning", "torchmetrics", "transformers"]
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 # The docstrings give shapes and dtypes, which annotations do not.

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +46,50 @@ def test_the_training_loop_trains_a_guided_network():
     assert not any(torch.equal(old, new) for old, new in pairs)
     assert names["guidance"].log_dict()
     assert names["guidance"].state_dict()["step"] == 2
+
+
+@pytest.mark.slow
+def test_the_trainers_train_guided_networks(tmp_path, monkeypatch):
+    lightning = pytest.importorskip("lightning.pytorch")
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    (block,) = (block for block in python_blocks() if "GuidanceCallback" in block)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(40, 32), nn.ReLU(), nn.Linear(32, 10))
+
+        def forward(self, input, labels):
+            logits = self.layers(input)
+            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = Model()
+
+        def training_step(self, batch):
+            return self.model(*batch)["loss"]
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    data = [{"input": torch.randn(40), "labels": i % 10} for i in range(64)]
+    batch = torch.stack([sample["input"] for sample in data]), torch.arange(64) % 10
+    names = {
+        "pyguide": pyguide,
+        "lightning": lightning,
+        "guide": nn.Sequential(nn.Linear(40, 16), nn.Tanh(), nn.Linear(16, 10)),
+        "module": Module(),
+        "loader": torch.utils.data.DataLoader([batch] * 2, batch_size=None),
+        "model": Model(),
+        "args": transformers.TrainingArguments("out", max_steps=3, report_to="none"),
+        "data": data,
+    }
+    exec(compile(block, "README", "exec"), names)
+    assert names["callback"].guidance.steps == 2
+    assert names["guidance"].steps == 3
 
 
 def test_console_blocks_print_what_they_say():
