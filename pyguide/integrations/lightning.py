@@ -276,7 +276,7 @@ class _GuidedStep:
         module: pl.LightningModule,
     ) -> None:
         self.callback = callback
-        self.guidance = guidance
+        self.guidance: Guidance | None = guidance
         self.trainer = trainer
         self.module = module
         self.step = module.training_step
@@ -285,13 +285,14 @@ class _GuidedStep:
         module.training_step = self
 
     def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        guidance = self.guidance
         # A validation_step may call it too.
-        if not self.trainer.training:
+        if guidance is None or not self.trainer.training:
             return self.step(batch, *args, **kwargs)
-        if self.guidance.released:
+        if guidance.released:
             self.callback._log({}, self.module)
             return self.step(batch, *args, **kwargs)
-        with self.guidance.capture():
+        with guidance.capture():
             output = self.step(batch, *args, **kwargs)
         loss = output.get("loss") if isinstance(output, Mapping) else output
         # None skips the batch; of what else is no loss Lightning tells.
@@ -299,21 +300,23 @@ class _GuidedStep:
             return output
         x = self.callback.inputs(batch)
         mask = None if self.callback.mask is None else self.callback.mask(batch)
-        total = self.guidance.total_loss(loss, x, mask=mask)
-        self.callback._log(self.guidance.log_dict(), self.module)
+        total = guidance.total_loss(loss, x, mask=mask)
+        self.callback._log(guidance.log_dict(), self.module)
         return {**output, "loss": total} if isinstance(output, Mapping) else total
 
     def remove(self) -> None:
-        """Take it out of the module, also from under another one."""
+        """Take it out of the module, also from under that of another callback."""
+        self.guidance = None
         outer = self.module.training_step
-        if outer is not self:
-            while isinstance(outer, _GuidedStep) and outer.step is not self:
-                outer = outer.step
-            outer.step = self.step
-            return
-        del self.module.training_step
-        if self.module.training_step != self.step:  # a compiled one is the module's own
-            self.module.training_step = self.step
+        while isinstance(outer, _GuidedStep) and outer is not self:
+            if outer.step is self:
+                outer.step = self.step
+                return
+            outer = outer.step
+        if outer is self:
+            del self.module.training_step
+            if self.module.training_step != self.step:  # a compiled one is the module's own
+                self.module.training_step = self.step
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy of the module, such as an average of weights, gets its own training_step.

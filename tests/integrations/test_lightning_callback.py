@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import importlib
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
+from test_no_wait import RefuseToWait
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -231,6 +233,16 @@ def test_a_checkpoint_in_the_middle_has_the_step_and_the_keys_of_the_module(tmp_
     assert list(module.state_dict()) == keys
 
 
+def test_a_checkpoint_from_before_guidance_starts_it(tmp_path):
+    data, module = loader(batches(2)), Classifier()
+    before = trainer(max_epochs=1)
+    before.fit(module, data)
+    before.save_checkpoint(tmp_path / "before.ckpt")
+    callback = GuidanceCallback(untrained_guide())
+    trainer(callback, max_epochs=2).fit(module, data, ckpt_path=tmp_path / "before.ckpt")
+    assert callback.guidance.steps == 2
+
+
 def test_another_fit_goes_on():
     module, data = Classifier(), loader(batches(3))
     forwards = Forwards(guide := untrained_guide())
@@ -262,6 +274,21 @@ def test_the_logger_gets_each_pair(tmp_path):
         assert rows[3][name] == pytest.approx(float(value), rel=1e-6)
     assert pairs <= set(rows[3])
     assert rows[3]["guidance/loss"] == pytest.approx(0.5 * sum(rows[3][p] for p in pairs))
+
+
+def test_what_a_step_does_not_have_is_nan_in_its_epoch(tmp_path):
+    """Lightning would repeat the last distances while the weight is 0, and after release."""
+    logger = CSVLogger(tmp_path, name="", version="")
+    weight = schedules.linear(1.0, 0.0, steps=2)
+    callback = GuidanceCallback(untrained_guide(), [("model.0", "0")], weight=weight)
+    fit = trainer(callback, max_epochs=2, logger=logger, log_every_n_steps=1)
+    fit.fit(Classifier(), loader(batches(3)))
+    rows = logged(tmp_path)
+    distances = [row.get("guidance/cka/model.0~0") for row in rows]
+    assert [value is None or math.isnan(value) for value in distances] == [False] * 2 + [True] * 4
+    assert math.isnan(distances[2])
+    assert distances[3:] == [None] * 3
+    assert [row["guidance/weight"] for row in rows] == [1.0, 0.5, 0.0, 0.0, 0.0, 0.0]
 
 
 def test_two_guides_add_up_and_log_apart(tmp_path):
@@ -298,6 +325,43 @@ def test_without_logs_nothing_is_logged(tmp_path):
     fit = trainer(callback, max_epochs=1, logger=logger, log_every_n_steps=1)
     fit.fit(Classifier(), loader(batches(2)))
     assert not (tmp_path / "metrics.csv").exists()
+
+
+class LoggingWithoutWaiting(Classifier):
+    """What is logged is on the device, and logging it again does not read it."""
+
+    logged = 0
+
+    def log_dict(self, values, **options):
+        assert all(value.device == self.device for value in values.values())
+        with RefuseToWait() if self.logged else contextlib.nullcontext():
+            super().log_dict(values, **options)
+        self.logged += 1
+
+
+def test_logging_does_not_wait_for_the_device(tmp_path):
+    logger = CSVLogger(tmp_path, name="", version="")
+    callback = GuidanceCallback(untrained_guide(), release_at=3)
+    fit = trainer(callback, max_epochs=1, logger=logger, log_every_n_steps=2)
+    fit.fit(module := LoggingWithoutWaiting(), loader(batches(4)))
+    assert module.logged == 4
+    assert logged(tmp_path)[0]["guidance/step"] == 1
+
+
+class Wrapping(pl.Callback):
+    """Puts a training_step of its own around that of the module."""
+
+    def on_train_start(self, trainer, pl_module):
+        step = pl_module.training_step
+        pl_module.training_step = lambda *args: step(*args)
+
+
+def test_a_step_that_another_callback_wrapped_is_unguided_after_the_fit():
+    forwards, module = Forwards(guide := untrained_guide()), Classifier()
+    trainer(GuidanceCallback(guide), Wrapping(), max_epochs=1).fit(module, loader(batches(2)))
+    assert forwards.count == 2
+    trainer(max_epochs=1).fit(module, loader(batches(2)))
+    assert forwards.count == 2
 
 
 def test_only_training_runs_the_guide():
@@ -373,6 +437,19 @@ def test_dicts_and_skipped_batches():
     assert [output.get("size") for output in outputs] == [32, 32, None]
     guidance, task = (callback.guidance.log_dict()[f"guidance/{n}"] for n in ("loss", "task_loss"))
     torch.testing.assert_close(outputs[1]["loss"], guidance + task)
+
+
+class WithLBFGS(Classifier):
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters(), max_iter=3)
+
+
+def test_a_step_that_calls_training_step_several_times_counts_once():
+    forwards = Forwards(guide := untrained_guide())
+    callback = GuidanceCallback(guide)
+    trainer(callback, max_epochs=1).fit(WithLBFGS(), loader(batches(2)))
+    assert callback.guidance.steps == 2
+    assert forwards.count > 2
 
 
 class Tagger(pl.LightningModule):

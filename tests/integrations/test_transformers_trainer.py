@@ -249,6 +249,40 @@ def test_the_gradient_is_trainers_plus_the_mean_of_the_batches_guidance(kind, lo
     assert any(g.abs().sum() > 0 for g in terms[0])
 
 
+class TaggerOfMeans(TaggerByItems):
+    """Takes the number of items, and does not use it."""
+
+    def task(self, logits, labels, num_items_in_batch=None):
+        return super().task(logits, labels)
+
+
+@pytest.mark.parametrize("scaled", [None, False])
+def test_a_trainer_can_say_how_its_losses_are_scaled(scaled, tmp_path):
+    """Trainer takes this model's losses for scaled unless it is told."""
+    samples, gradients = data(3), Gradients()
+    model = TaggerOfMeans().double()
+    guidance = Guidance(model, Guide().double(), PAIRS)
+    trainer = GuidedTrainer(
+        model=model,
+        args=arguments(tmp_path, gradient_accumulation_steps=3),
+        train_dataset=samples,
+        callbacks=[gradients],
+        guidance=guidance,
+    )
+    trainer.loss_is_scaled_for_ga = scaled
+    trainer.train()
+    model = TaggerOfMeans().double()
+    guidance = Guidance(model, Guide().double(), PAIRS)
+    for batch in windows(samples, 3)[0]:
+        with guidance.capture():
+            logits = model(batch["input_ids"])["logits"]
+        task = model.task(logits, batch["labels"]) / (1 if scaled is None else 3)
+        term = guidance.loss(batch["input_ids"], mask=batch["attention_mask"].bool()) / 3
+        (task + term).backward()
+    expected = [p.grad for p in model.parameters()]
+    torch.testing.assert_close(gradients.steps[0], expected, rtol=1e-12, atol=1e-15)
+
+
 @pytest.mark.parametrize("stop", [1, 3, 4, 5])
 def test_a_resumed_training_is_the_uninterrupted_one(stop, tmp_path):
     """Stopped before, at and after the release, with dropout, in the middle of an epoch."""
