@@ -358,10 +358,13 @@ class Wrapping(pl.Callback):
 
 def test_a_step_that_another_callback_wrapped_is_unguided_after_the_fit():
     forwards, module = Forwards(guide := untrained_guide()), Classifier()
-    trainer(GuidanceCallback(guide), Wrapping(), max_epochs=1).fit(module, loader(batches(2)))
-    assert forwards.count == 2
+    fit = trainer(GuidanceCallback(guide), Wrapping(), max_epochs=1)
+    fit.fit(module, loader(batches(2)))
+    fit.fit_loop.max_epochs = 2
+    fit.fit(module, loader(batches(2)))
+    assert forwards.count == 4
     trainer(max_epochs=1).fit(module, loader(batches(2)))
-    assert forwards.count == 2
+    assert forwards.count == 4
 
 
 def test_only_training_runs_the_guide():

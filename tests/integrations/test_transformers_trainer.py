@@ -500,6 +500,18 @@ def test_networks_of_transformers(tmp_path):
         assert log["loss"] == pytest.approx(log["guidance/loss"] + log["guidance/task_loss"])
 
 
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    samples = [sample | {"labels": sample["input_ids"][0] % 3} for sample in data(2)]
+    states = []
+    for checkpointing in (False, True):
+        model, guide = bert(16, 0).double(), bert(24, 1).double()
+        guidance = Guidance(model, guide, [("bert.encoder.layer.*", "bert.encoder.layer.*")])
+        args = arguments(tmp_path, activation_checkpointing=checkpointing)
+        GuidedTrainer(model=model, args=args, train_dataset=samples, guidance=guidance).train()
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
 def test_model_init_makes_a_new_guidance_for_each_training(tmp_path):
     made = []
 
