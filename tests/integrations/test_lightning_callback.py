@@ -291,6 +291,16 @@ def test_what_a_step_does_not_have_is_nan_in_its_epoch(tmp_path):
     assert [row["guidance/weight"] for row in rows] == [1.0, 0.5, 0.0, 0.0, 0.0, 0.0]
 
 
+def test_an_epoch_after_release_logs_nothing(tmp_path):
+    logger = CSVLogger(tmp_path, name="", version="")
+    callback = GuidanceCallback(untrained_guide(), release_at=3)
+    fit = trainer(callback, max_epochs=2, logger=logger, log_every_n_steps=1)
+    fit.fit(Classifier(), loader(batches(3)))
+    names = [{name for name in row if "guidance" in name} for row in logged(tmp_path)]
+    assert all(names)
+    assert len(names) == 3
+
+
 def test_two_guides_add_up_and_log_apart(tmp_path):
     data, module, expected = batches(3), Classifier(), Classifier().double()
     logger = CSVLogger(tmp_path, name="", version="")
