@@ -191,7 +191,6 @@ class GuidanceCallback(pl.Callback):
                 "GuidanceCallback counts the steps of a torch.optim.Optimizer, and this strategy "
                 f"has a {type(optimizer).__name__}: use another strategy"
             )
-        self._stop_counting()
         self._optimizer_hook = optimizer.register_step_post_hook(self._count)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -237,13 +236,10 @@ class GuidanceCallback(pl.Callback):
         if found_inf is None or not found_inf.item():
             self.guidance.step()
 
-    def _stop_counting(self) -> None:
+    def _end(self) -> None:
         if self._optimizer_hook is not None:
             self._optimizer_hook.remove()
             self._optimizer_hook = None
-
-    def _end(self) -> None:
-        self._stop_counting()
         if self._step is not None and self.guidance is not None:
             self._step.remove()
             self._step = None

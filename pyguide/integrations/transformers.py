@@ -278,9 +278,8 @@ class _OptimizerSteps(TrainerCallback):
         self.scale = self._scale()
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        # accelerate does not see what fused optimizers skip.
-        overflowed = self._scale() < self.scale
-        if not (overflowed or self.trainer.accelerator.optimizer_step_was_skipped):
+        # Not accelerator.optimizer_step_was_skipped: it does not see what fused optimizers skip.
+        if self._scale() >= self.scale:
             self.trainer.guidance.step()
 
     def _scale(self) -> float:

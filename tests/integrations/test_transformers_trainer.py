@@ -327,18 +327,21 @@ def test_a_checkpoint_has_the_guidance_of_its_step_and_the_keys_of_the_model(tmp
 
 def test_training_again_begins_again(tmp_path):
     model, forwards = Tagger(), Forwards(guide := Guide())
-    guidance = Guidance(model, guide, PAIRS, release_at=2)
-    trainer = guided_trainer(tmp_path, model, guidance, data(3))
-    for total in (2, 4):
+    guidance = Guidance(model, guide, PAIRS, release_at=3)
+    trainer = guided_trainer(tmp_path, model, guidance, data(3), max_steps=4, logging_steps=2)
+    for total in (3, 6):
         trainer.train()
         assert forwards.count == total
-        assert guidance.steps == 3
+        assert guidance.steps == 4
+        log = trainer.state.log_history[0]
+        assert log["loss"] == pytest.approx(log["guidance/loss"] + log["guidance/task_loss"])
 
 
 def test_logs_are_means_since_the_last_log_as_of_loss(tmp_path):
-    samples = data(8)
+    """The last optimizer step of an epoch, the fourth, has one batch only."""
+    samples = data(7)
     logs = {}
-    for every in (1, 3):
+    for every in (1, 4):
         model = TaggerByItems().double()
         guidance = Guidance(model, Guide().double(), PAIRS, weight=0.5, release_at=4)
         trainer = guided_trainer(
@@ -356,14 +359,14 @@ def test_logs_are_means_since_the_last_log_as_of_loss(tmp_path):
     names = {"guidance/loss", "guidance/task_loss", "guidance/weight", "guidance/step", *distances}
     assert [set(log) >= names for log in logs[1]] == [True] * 4 + [False] * 4
     assert not any("guidance" in name for log in logs[1][4:] for name in log)
-    for log in logs[1][:4]:
-        # Tensors of Trainer's sum of losses are float32.
+    for log in (*logs[1][:4], logs[4][0]):
+        # Trainer's sum of losses is float32.
         assert log["loss"] == pytest.approx(log["guidance/loss"] + log["guidance/task_loss"])
         assert log["guidance/loss"] == pytest.approx(0.5 * sum(log[d] for d in distances))
         assert log["guidance/step"] == log["step"] - 1
     for name in names - {"guidance/step"}:
-        mean = sum(log[name] for log in logs[1][:3]) / 3
-        assert logs[3][0][name] == pytest.approx(mean, rel=1e-12)
+        mean = sum(log[name] for log in logs[1][:4]) / 4
+        assert logs[4][0][name] == pytest.approx(mean, rel=1e-12)
 
 
 def test_only_training_runs_the_guide(tmp_path):
@@ -390,6 +393,17 @@ def test_only_training_runs_the_guide(tmp_path):
     plain = Trainer(model=model, args=trainer.args, eval_dataset=samples).evaluate()
     assert trainer.evaluate()["eval_loss"] == plain["eval_loss"]
     assert forwards.count == 4
+
+
+def test_a_loss_outside_of_training_is_the_models(tmp_path):
+    samples, model = data(1), Tagger()
+    guidance = Guidance(model, Guide(), PAIRS)
+    trainer = guided_trainer(tmp_path, model, guidance, samples)
+    ((batch,),) = windows(samples, 1)
+    expected = model.train()(**batch)["loss"]
+    assert torch.equal(trainer.compute_loss(model, batch), expected)
+    loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
+    assert torch.equal(loss, outputs["loss"])
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -465,6 +479,27 @@ def test_functions_of_the_batch_give_the_input_and_the_mask(tmp_path):
         guided_trainer(tmp_path, model, guidance, samples, guided=guided).train()
         weights.append(model.head.weight)
     assert torch.equal(*weights)
+
+
+class GuideOfAll(Guide):
+    """Takes whatever it is given."""
+
+    def forward(self, **inputs):
+        self.names = set(inputs)
+        return super().forward(inputs["input_ids"])
+
+
+def test_a_guide_gets_the_batch_without_labels(tmp_path):
+    model, guide = Tagger(), GuideOfAll()
+    guided_trainer(tmp_path, model, Guidance(model, guide, PAIRS), data(1)).train()
+    assert guide.names == {"input_ids", "attention_mask"}
+
+
+def test_the_guide_is_moved_to_the_device_of_the_model(tmp_path):
+    model = Tagger()
+    guidance = Guidance(model, Guide().to("meta"), PAIRS)
+    with pytest.raises(NotImplementedError, match="meta"):
+        guided_trainer(tmp_path, model, guidance, data(1)).train()
 
 
 def bert(width: int, seed: int) -> BertForSequenceClassification:
