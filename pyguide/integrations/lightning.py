@@ -64,6 +64,9 @@ class GuidanceCallback(pl.Callback):
     mask : callable, optional
         The (n, T) bool mask of valid positions, as a function of the batch: `mask` of
         :meth:`pyguide.Guidance.loss`.
+    sample_ids : callable, optional
+        The batch's positions in the data set, (n,) int64, as a function of the batch: for the
+        option `guide_cache`.
     log : bool
         Whether :meth:`pyguide.Guidance.log_dict` goes to the module's ``log_dict`` with each
         batch. Waits for no device. The logger writes what the last batch before it gave, as of
@@ -83,9 +86,9 @@ class GuidanceCallback(pl.Callback):
     Raises
     ------
     TypeError
-        For a guide that is no nn.Module, an `inputs` or `mask` that cannot be called, or an
-        option that Guidance does not have. When the fit starts, as Guidance; in its steps, for
-        a batch that is a dict, without `inputs`.
+        For a guide that is no nn.Module, an `inputs`, `mask` or `sample_ids` that cannot be
+        called, or an option that Guidance does not have. When the fit starts, as Guidance; in
+        its steps, for a batch that is a dict, without `inputs`.
     ValueError
         When the fit starts: if there is no `target` of this path, and as Guidance.
     RuntimeError
@@ -142,6 +145,7 @@ class GuidanceCallback(pl.Callback):
         target: str | None = None,
         inputs: Callable[[Any], Any] | None = None,
         mask: Callable[[Any], Tensor | None] | None = None,
+        sample_ids: Callable[[Any], Tensor] | None = None,
         log: bool = True,
         name: str = "guidance",
         **options: Any,
@@ -150,7 +154,8 @@ class GuidanceCallback(pl.Callback):
             raise TypeError(f"guide must be an nn.Module, got {type(guide).__name__}")
         if target is not None and not isinstance(target, str):
             raise TypeError(f"target must be a path, got {type(target).__name__}")
-        for argument, function in (("inputs", inputs), ("mask", mask)):
+        of_batch = {"inputs": inputs, "mask": mask, "sample_ids": sample_ids}
+        for argument, function in of_batch.items():
             if function is not None and not callable(function):
                 raise TypeError(f"{argument} must be a function of the batch, got {function!r}")
         pairs = pairs if isinstance(pairs, str) else list(pairs)
@@ -159,6 +164,7 @@ class GuidanceCallback(pl.Callback):
         self.target = target
         self.inputs = first_element if inputs is None else inputs
         self.mask = mask
+        self.sample_ids = sample_ids
         # Not self.log, which Lightning sets to that of the module.
         self._logs = log
         self.name = name
@@ -296,7 +302,8 @@ class _GuidedStep:
             return output
         x = self.callback.inputs(batch)
         mask = None if self.callback.mask is None else self.callback.mask(batch)
-        total = guidance.total_loss(loss, x, mask=mask)
+        ids = None if self.callback.sample_ids is None else self.callback.sample_ids(batch)
+        total = guidance.total_loss(loss, x, mask=mask, sample_ids=ids)
         self.callback._log(guidance.log_dict(), self.module)
         return {**output, "loss": total} if isinstance(output, Mapping) else total
 

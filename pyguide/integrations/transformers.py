@@ -53,6 +53,10 @@ class GuidedTrainer(Trainer):
         Which positions are valid, :meth:`pyguide.Guidance.loss`'s `mask`: an entry of the batch
         that is 0 for padding, if the batch has it, or a function of the batch that gives a bool
         tensor or None. None: no mask, for models whose paired layers are no sequences.
+    sample_ids : str, optional
+        The entry of the batch that has the samples' positions in the data set, for a guidance
+        with a `guide_cache`; the model does not get it. Data sets of the library datasets keep
+        it with ``remove_unused_columns=False``.
 
     Attributes
     ----------
@@ -62,7 +66,7 @@ class GuidedTrainer(Trainer):
     Raises
     ------
     TypeError
-        For a `guidance`, `inputs` or `mask` of another type.
+        For a `guidance`, `inputs`, `mask` or `sample_ids` of another type.
     ValueError
         If the target of `guidance` is not in the model; for several GPUs in one process
         (nn.DataParallel); when training, for a guide that takes nothing of the batch, and as
@@ -122,6 +126,7 @@ class GuidedTrainer(Trainer):
         guidance: Guidance | Callable[[nn.Module], Guidance],
         inputs: Callable[[Mapping[str, Any]], Any] | None = None,
         mask: str | Callable[[Mapping[str, Any]], Tensor | None] | None = "attention_mask",
+        sample_ids: str | None = None,
         **kwargs: Any,
     ) -> None:
         # A guide can be called too, but makes no Guidance.
@@ -136,6 +141,8 @@ class GuidedTrainer(Trainer):
             raise TypeError(f"inputs must be a function of the batch, got {inputs!r}")
         if not (mask is None or isinstance(mask, str) or callable(mask)):
             raise TypeError(f"mask must be a name, a function of the batch or None, got {mask!r}")
+        if not isinstance(sample_ids, str | None):
+            raise TypeError(f"sample_ids must be the name of an entry, got {sample_ids!r}")
         super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:
             raise ValueError(
@@ -147,6 +154,8 @@ class GuidedTrainer(Trainer):
         self._check_target()
         self._inputs = inputs
         self._mask = mask
+        self._sample_ids = sample_ids
+        self._ids: Tensor | None = None
         self._first_state = self.guidance.state_dict()
         self._resumed_state: dict[str, Any] | None = None
         self._averages = _Averages()
@@ -190,6 +199,12 @@ class GuidedTrainer(Trainer):
         if _internal_call and output_dir is not None and self.args.should_save:
             save_tensors(Path(output_dir) / _STATE, self.guidance.state_dict())
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+        # Models take no argument that they do not know.
+        self._ids = None if self._sample_ids is None else prepared.pop(self._sample_ids, None)
+        return prepared
+
     def _guided(
         self, task: Tensor, x: Any, mask: Tensor | None, num_items_in_batch: Tensor | int | None
     ) -> Tensor:
@@ -197,7 +212,8 @@ class GuidedTrainer(Trainer):
         # Trainer divides the sum by the number of batches, but not if the task's loss is scaled.
         divisor = batches if self._is_scaled(num_items_in_batch) else 1
         with self.accelerator.autocast():
-            loss = self.guidance.total_loss(task * divisor, x, mask=mask) / divisor
+            loss = self.guidance.total_loss(task * divisor, x, mask=mask, sample_ids=self._ids)
+            loss = loss / divisor
         self._averages.add(self.guidance.log_dict(), 1 / batches)
         return loss
 

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from pyguide import Guidance
-from pyguide.guidance import schedules
+from pyguide.guidance import GuideCache, schedules
 from pyguide.integrations.lightning import GuidanceCallback
 
 pytestmark = [
@@ -512,6 +512,30 @@ def test_a_compiled_module():
     compiled = torch.compile(module, backend="eager")
     trainer(callback, max_epochs=1).fit(compiled, loader(data), loader(data))
     plain_loop(expected, untrained_guide(), data)
+    assert_same_weights(module, expected)
+
+
+class WithIds(Classifier):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch[:2], batch_idx)
+
+
+def test_a_guide_cache_gets_the_ids_of_the_batch():
+    data = [(x, y, torch.arange(32) + 32 * i) for i, (x, y) in enumerate(batches(3))]
+    module, guide = WithIds(), untrained_guide()
+    forwards = Forwards(guide)
+    callback = GuidanceCallback(
+        guide,
+        [("model.0", "0")],
+        guide_cache=GuideCache(samples=96),
+        sample_ids=lambda batch: batch[2],
+    )
+    trainer(callback, max_epochs=3).fit(module, loader(data))
+    assert forwards.count == 3
+    expected = Classifier().double()
+    plain_loop(
+        expected, untrained_guide(), [d[:2] for d in data], epochs=3, pairs=[("model.0", "0")]
+    )
     assert_same_weights(module, expected)
 
 

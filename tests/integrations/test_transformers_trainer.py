@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from pyguide import Guidance, Pair
-from pyguide.guidance import schedules
+from pyguide.guidance import GuideCache, schedules
 from pyguide.integrations.transformers import GuidedTrainer
 
 PAIRS = [("layers.0", "layers.0"), ("layers.2", "layers.2")]
@@ -596,6 +596,30 @@ def test_a_compiled_model(tmp_path):
         tmp_path, model, guidance, samples, torch_compile=True, torch_compile_backend="eager"
     ).train()
     plain_loop(expected, Guide().double(), samples)
+    assert_same_weights(model, expected)
+
+
+def test_a_guide_cache_gets_the_ids_of_the_batch(tmp_path):
+    samples = data(3, padded=False)
+    plain = [{k: v for k, v in s.items() if k != "attention_mask"} for s in samples]
+    with_ids = [{**s, "sample": torch.tensor(i)} for i, s in enumerate(plain)]
+    model, guide = Tagger().double(), Guide().double()
+    forwards = Forwards(guide)
+    guidance = Guidance(model, guide, PAIRS, guide_cache=GuideCache(samples=len(samples)))
+    trainer = GuidedTrainer(
+        model=model,
+        args=arguments(tmp_path, num_train_epochs=3, remove_unused_columns=False),
+        train_dataset=with_ids,
+        eval_dataset=with_ids,
+        optimizers=adam(model),
+        guidance=guidance,
+        sample_ids="sample",
+    )
+    trainer.train()
+    trainer.evaluate()
+    assert forwards.count == 3
+    expected = Tagger().double()
+    plain_loop(expected, Guide().double(), samples, epochs=3)
     assert_same_weights(model, expected)
 
 
