@@ -8,16 +8,23 @@ a ring needs, ``2 (W - 1) / W`` of the buffer. They are counted alike in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from pyguide.ops.contract import result_dtype
 from pyguide.ops.feature_space import products_of
-from pyguide.ops.routes import multiply_adds
+from pyguide.ops.routes import connected_parts, multiply_adds
 
-__all__ = ["ProcessCost", "feature_space_cost", "gather_cost", "sample_space_cost"]
+__all__ = [
+    "ProcessCost",
+    "chosen_cost",
+    "feature_space_cost",
+    "gather_cost",
+    "routes",
+    "sample_space_cost",
+]
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,11 @@ class ProcessCost:
     def sent(self) -> int:
         """All bytes that it sends."""
         return self.all_to_all + self.all_reduce + self.all_gather
+
+    def __add__(self, other: ProcessCost) -> ProcessCost:
+        return ProcessCost(
+            *(getattr(self, f.name) + getattr(other, f.name) for f in fields(ProcessCost))
+        )
 
 
 def sample_space_cost(
@@ -88,6 +100,41 @@ def feature_space_cost(
     )
 
 
+def routes(
+    layers: Sequence[Tensor], pairs: Sequence[tuple[int, int]], processes: int, debiased: bool
+) -> list[tuple[bool, list[int], list[int]]]:
+    """By which way linear CKA of each connected set of layers sends less.
+
+    Returns
+    -------
+    list of (bool, list of int, list of int)
+        Whether in feature space, which layers, and which pairs: each way at most once.
+    """
+    found: dict[bool, tuple[list[int], list[int]]] = {}
+    for members, positions in connected_parts(len(layers), list(pairs)):
+        some, local = _part(layers, pairs, members, positions)
+        by_samples = sample_space_cost(some, local, processes)
+        by_features = feature_space_cost(some, local, processes, debiased)
+        layers_so_far, pairs_so_far = found.setdefault(by_features.sent < by_samples.sent, ([], []))
+        layers_so_far += members
+        pairs_so_far += positions
+    return [(route, *found[route]) for route in sorted(found)]
+
+
+def chosen_cost(
+    layers: Sequence[Tensor], pairs: Sequence[tuple[int, int]], processes: int, debiased: bool
+) -> ProcessCost:
+    """By :func:`routes`: see :func:`sample_space_cost`."""
+    total = ProcessCost(0, 0, 0, 0, 0)
+    for in_feature_space, members, positions in routes(layers, pairs, processes, debiased):
+        some, local = _part(layers, pairs, members, positions)
+        if in_feature_space:
+            total += feature_space_cost(some, local, processes, debiased)
+        else:
+            total += sample_space_cost(some, local, processes)
+    return total
+
+
 def gather_cost(
     layers: Sequence[Tensor], pairs: Sequence[tuple[int, int]], processes: int
 ) -> ProcessCost:
@@ -102,6 +149,17 @@ def gather_cost(
         held=sum(x.nbytes for x in everything)
         + len(layers) * samples**2 * result_dtype(layers).itemsize,
     )
+
+
+def _part(
+    layers: Sequence[Tensor],
+    pairs: Sequence[tuple[int, int]],
+    members: list[int],
+    positions: list[int],
+) -> tuple[list[Tensor], list[tuple[int, int]]]:
+    """Some of the layers, and the pairs at these positions, renumbered."""
+    local = [(members.index(pairs[p][0]), members.index(pairs[p][1])) for p in positions]
+    return [layers[i] for i in members], local
 
 
 def _features(x: Tensor) -> int:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pyguide.distances import Distance, LinearCKA, PairCost
-from pyguide.distributed.costs import feature_space_cost, sample_space_cost
+from pyguide.distributed.costs import routes
 from pyguide.distributed.exchange import exchange_of
 from pyguide.distributed.feature_space import feature_space_cka
 from pyguide.distributed.redistribution import (
@@ -26,7 +26,6 @@ from pyguide.ops import gram
 from pyguide.ops.contract import result_dtype
 from pyguide.ops.distinct import distinct_layers, no_values
 from pyguide.ops.inputs import check_layers, check_pairs, check_tokens
-from pyguide.ops.routes import connected_parts
 
 __all__ = ["GlobalBatch"]
 
@@ -221,7 +220,9 @@ class GlobalBatch(Distance):
     ) -> _Distances:
         """Each set of layers that pairs connect by the way that sends less."""
         parts: list[tuple[list[int], _Distances]] = []
-        for in_feature_space, members, positions in _routes(distance, layers, pairs, samples):
+        even = _even_shares(layers, samples)
+        chosen = routes(even, pairs, samples.processes, distance.debiased)
+        for in_feature_space, members, positions in chosen:
             some = [layers[i] for i in members]
             local = [(members.index(pairs[p][0]), members.index(pairs[p][1])) for p in positions]
             if in_feature_space:
@@ -321,28 +322,13 @@ def _description(x: Tensor, skipped: int) -> str:
     return f"{tuple(x.shape[skipped:])} {str(x.dtype).removeprefix('torch.')}{wants}"
 
 
-def _routes(
-    distance: LinearCKA, layers: list[Tensor], pairs: _Pairs, samples: Samples
-) -> list[tuple[bool, list[int], list[int]]]:
-    """Whether in feature space, which layers, and which pairs."""
-    found: dict[bool, tuple[list[int], list[int]]] = {}
+def _even_shares(layers: list[Tensor], samples: Samples) -> list[Tensor]:
+    """Layers on the meta device: what a process has in this step alone must not decide."""
     n = max(samples.n // samples.processes, 1)
-    for members, positions in connected_parts(len(layers), pairs):
-        # Even shares: what a process has in this step alone must not decide.
-        some = [
-            torch.empty(
-                (n, *layers[i].shape[1:]), dtype=layers[i].dtype, device="meta"
-            ).requires_grad_(layers[i].requires_grad)
-            for i in members
-        ]
-        local = [(members.index(pairs[p][0]), members.index(pairs[p][1])) for p in positions]
-        by_samples = sample_space_cost(some, local, samples.processes)
-        by_features = feature_space_cost(some, local, samples.processes, distance.debiased)
-        in_feature_space = by_features.sent < by_samples.sent
-        layers_so_far, pairs_so_far = found.setdefault(in_feature_space, ([], []))
-        layers_so_far += members
-        pairs_so_far += positions
-    return [(route, *found[route]) for route in sorted(found)]
+    return [
+        torch.empty((n, *x.shape[1:]), dtype=x.dtype, device="meta").requires_grad_(x.requires_grad)
+        for x in layers
+    ]
 
 
 def _shares(sizes: Sequence[int], rank: int, processes: int) -> list[Part]:
