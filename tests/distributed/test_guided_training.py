@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pyguide.guidance import Guidance, LargeBatch, Pair
@@ -67,13 +69,25 @@ def own(batch: Any, rank: int | None) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def parameters(model: nn.Module) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in model.parameters()]
+    whole = (p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters())
+    return [p.detach().clone() for p in whole]
 
 
-def train(rank: int | None, processes: int, steps: int, options: dict[str, Any]) -> Any:
+def wrapped(target: nn.Module, wrapper: str) -> nn.Module:
+    """By FSDP2, or by DistributedDataParallel with an option."""
+    if wrapper == "fully_shard":
+        for block in target.blocks:
+            fully_shard(block)
+        return fully_shard(target)
+    return DistributedDataParallel(target, **({wrapper: True} if wrapper else {}))
+
+
+def train(
+    rank: int | None, processes: int, steps: int, options: dict[str, Any], wrapper: str = ""
+) -> Any:
     """The parameters after some steps, and the losses; rank None is one process with all."""
     target, guide = Dense(20, seed=0).double(), Dense(9, seed=1).double()
-    model = target if rank is None else DistributedDataParallel(target)
+    model = target if rank is None else wrapped(target, wrapper)
     guidance = Guidance(model, guide, **options)
     optimizer = torch.optim.SGD(target.parameters(), lr=0.1, momentum=0.9)
     losses = []
@@ -108,6 +122,43 @@ def test_training_is_that_of_one_process(options, world):
     check(results, train(None, world.size, 4, options))
 
 
+def train_wrapped(rank: int, wrapper: str, options: dict[str, Any]) -> Any:
+    return train(rank, 2, 4, options, wrapper)
+
+
+@pytest.mark.parametrize("options", [{}, {"release_at": 2}, {"align_only": 2}], ids=str)
+@pytest.mark.parametrize("wrapper", ["static_graph", "find_unused_parameters", "fully_shard"])
+def test_wrappers_of_the_target(wrapper, options, worlds):
+    check(worlds[2].run(train_wrapped, wrapper, options), train(None, 2, 4, options))
+
+
+def train_in_groups(rank: int) -> Any:
+    """Processes 0 and 1 are one group, 2 and 3 another, each with its own batch."""
+    groups = [torch.distributed.new_group([first, first + 1]) for first in (0, 2)]
+    sizes = [5, 9, 12, 4]
+    own_group = groups[rank // 2]
+    target, guide = Dense(20, seed=0).double(), Dense(9, seed=1).double()
+    guidance = Guidance(target, guide, process_group=own_group)
+    (batch,) = data(4, sizes=sizes)
+    x, _ = own(batch, rank)
+    with guidance.capture():
+        logits = target(x)
+    loss = guidance.loss(x) + 0.0 * logits.sum()
+    loss.backward()
+    guidance.close()
+    for p in target.parameters():
+        torch.distributed.all_reduce(p.grad, group=own_group)
+    return [p.grad / 2 for p in target.parameters()], loss.detach()
+
+
+def test_groups_compare_their_own_batches(worlds):
+    results = worlds[4].run(train_in_groups)
+    (x, _), *_ = data(4, sizes=[5, 9, 12, 4])
+    for group in (0, 1):
+        expected = _gradient_of(torch.cat(x[2 * group : 2 * group + 2]))
+        check(results[2 * group : 2 * group + 2], expected)
+
+
 def gradient(rank: int | None, sizes: list[int], options: dict[str, Any]) -> Any:
     """Of the guidance term alone."""
     target, guide = Dense(20, seed=0).double(), Dense(9, seed=1).double()
@@ -138,9 +189,13 @@ def test_local_batches_give_the_mean_of_the_processes_gradients(worlds):
 
 
 def _own_gradient(rank: int) -> Any:
+    return _gradient_of(own(data(2)[0], rank)[0])
+
+
+def _gradient_of(x: torch.Tensor) -> Any:
+    """In one process."""
     target, guide = Dense(20, seed=0).double(), Dense(9, seed=1).double()
     guidance = Guidance(target, guide)
-    x, _ = own(data(2)[0], rank)
     with guidance.capture():
         logits = target(x)
     loss = guidance.loss(x) + 0.0 * logits.sum()
