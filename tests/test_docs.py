@@ -18,6 +18,7 @@ import torch
 
 import pyguide
 import pyguide.analysis
+import pyguide.distributed
 from pyguide.cli import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,6 +106,7 @@ def test_every_public_name_has_its_place_in_the_api() -> None:
     page = (DOCS / "api.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"\w+", page))
     public = {*pyguide.__all__, *pyguide.analysis.__all__, *pyguide.guidance.__all__}
+    public |= {*pyguide.distributed.__all__}
     assert public - {"__version__"} <= listed
 
 
@@ -136,6 +138,12 @@ def test_the_search_table_is_what_its_script_reads() -> None:
     script = runpy.run_path(str(DOCS / "figures" / "depth_search.py"))
     expected = script["table"](json.loads(script["RESULTS"].read_text()))
     assert (DOCS / "figures" / "depth_search.md").read_text(encoding="utf-8") == expected
+
+
+def test_the_processes_table_is_what_its_script_reads() -> None:
+    script = runpy.run_path(str(DOCS / "figures" / "processes.py"))
+    expected = script["tables"](json.loads(script["RESULTS"].read_text()))
+    assert (DOCS / "figures" / "processes.md").read_text(encoding="utf-8") == expected
 
 
 def test_the_offsets_table_is_what_its_script_computes() -> None:

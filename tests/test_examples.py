@@ -85,3 +85,20 @@ def test_the_transformers_trainer(tmp_path: Path) -> None:
         assert 0 < float(logs[7][pair]) < float(logs[0][pair])
     # A network that knows nothing has the logarithm of 128, 4.85.
     assert float(re.search(r"^loss of .*: ([\d.]+)$", printed, re.M)[1]) < 3.5
+
+
+@pytest.mark.slow
+def test_the_two_processes(tmp_path: Path) -> None:
+    (path,) = (path for path in EXAMPLES if path.stem == "two_processes")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*launcher, "--nproc-per-node", "2", path], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    # Chance is 10 %.
+    assert float(re.search(r"^test accuracy: ([\d.]+) %$", done.stdout, re.M)[1]) > 15
+    first, second = re.search(
+        r"^guidance in each process: (\S+) (\S+)$", done.stdout, re.M
+    ).groups()
+    # Of 14 pairs, each at most 1.
+    assert first == second and 0 < float(first) < 14

@@ -162,7 +162,7 @@ class GlobalBatch(Distance):
         pairs: Sequence[tuple[int, int]] | None = None,
         per_token: bool = False,
     ) -> Sequence[PairCost] | None:
-        """Those of :attr:`distance` for this process's samples alone."""
+        """Those of ``distance`` for this process's samples alone."""
         return self.distance.costs(xs, ys, pairs=pairs, per_token=per_token)
 
     def gather(
