@@ -36,6 +36,8 @@ class Exchange:
         )
         self._store = _store_of(self._control)
         self._calls = 0
+        # The call that this process failed before, and takes part in if it goes on.
+        self._failed_before = 0
 
     def sizes(self, n: int, what: str) -> list[int]:
         """Every process's `n`, if all are about to do the same.
@@ -72,6 +74,7 @@ class Exchange:
     def fail(self, error: BaseException) -> None:
         """Tell the others that this process leaves the present step."""
         text = f"process {self.rank} failed with {type(error).__name__}: {error}"
+        self._failed_before = self._calls + 1
         # Without a store they see only that it has ended.
         with contextlib.suppress(Exception):
             if self._store is not None:
@@ -105,6 +108,9 @@ class Exchange:
 
     def _failure(self) -> str:
         """What a process said that left this step, or nothing."""
+        # If all failed, as with a batch that none can use, others may go on as this one does.
+        if self._failed_before == self._calls:
+            return ""
         with contextlib.suppress(RuntimeError):
             if self._store is not None and self._store.check([self._failure_key(self._calls)]):
                 return self._store.get(self._failure_key(self._calls)).decode()

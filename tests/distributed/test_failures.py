@@ -126,3 +126,27 @@ def test_processes_that_do_not_do_the_same(what, error, message, worlds, fresh_w
     for result in world.results(SECONDS):
         with pytest.raises(error, match=message):
             raise result
+
+
+def recovering(rank: int) -> Any:
+    """Both processes leave out a batch on which the target fails; one of them is slow then."""
+    target, guide = networks()
+    guidance = Guidance(target, guide)
+    for i in range(3):
+        try:
+            with guidance.capture():
+                target(torch.randn(40, 6))
+                if i == 1:
+                    raise FloatingPointError("not a good batch")
+        except FloatingPointError:
+            time.sleep(2.5 * rank)
+            continue
+        loss = guidance.loss(torch.randn(40, 6))
+    return loss.detach()
+
+
+@pytest.mark.slow
+def test_an_error_in_all_processes_can_be_caught(fresh_world):
+    """One who waits for a process that goes on must not take it for one that failed."""
+    first, second = fresh_world.run(recovering)
+    assert first == second
