@@ -139,11 +139,15 @@ class GlobalBatch(Distance):
             raise
         if not checked:
             return no_values(xs, ys, per_token)
-        samples = self._samples([*xs, *ys], f"pairs {checked}, per_token {per_token}")
-        if samples.processes == 1:
-            return self.distance.values_and_flags(xs, ys, pairs=pairs, per_token=per_token)
         layers, left, right = distinct_layers(xs, ys, checked)
         indices = list(zip(left, right, strict=True))
+        # Which layers are the same tensor decides what is sent.
+        samples = self._samples(
+            [*xs, *ys],
+            f"pairs {checked} of distinct layers {indices}, per_token {per_token}",
+        )
+        if samples.processes == 1:
+            return self.distance.values_and_flags(xs, ys, pairs=pairs, per_token=per_token)
         if per_token:
             values, flags = self._by_tokens(layers, indices, samples)
         elif isinstance(self.distance, LinearCKA):
@@ -259,7 +263,11 @@ class GlobalBatch(Distance):
                     ]
                 )
         summed = sum_over_processes(anchor, stack, samples)
-        values, flags = self.distance.from_grams(summed.unbind(), pairs)
+        every = [
+            k if x.requires_grad else k.detach()
+            for k, x in zip(summed.unbind(), layers, strict=True)
+        ]
+        values, flags = self.distance.from_grams(every, pairs)
         assert flags is not None
         return values, flags
 
@@ -318,7 +326,7 @@ def _check(
 
 def _description(x: Tensor, skipped: int) -> str:
     """What must be the same in all processes."""
-    wants = " with gradient" if x.requires_grad and torch.is_grad_enabled() else ""
+    wants = " with gradient" if _wants_gradient(x) else ""
     return f"{tuple(x.shape[skipped:])} {str(x.dtype).removeprefix('torch.')}{wants}"
 
 
@@ -326,9 +334,15 @@ def _even_shares(layers: list[Tensor], samples: Samples) -> list[Tensor]:
     """Layers on the meta device: what a process has in this step alone must not decide."""
     n = max(samples.n // samples.processes, 1)
     return [
-        torch.empty((n, *x.shape[1:]), dtype=x.dtype, device="meta").requires_grad_(x.requires_grad)
+        torch.empty((n, *x.shape[1:]), dtype=x.dtype, device="meta").requires_grad_(
+            _wants_gradient(x)
+        )
         for x in layers
     ]
+
+
+def _wants_gradient(x: Tensor) -> bool:
+    return x.requires_grad and torch.is_grad_enabled()
 
 
 def _shares(sizes: Sequence[int], rank: int, processes: int) -> list[Part]:
