@@ -140,11 +140,15 @@ class GlobalBatch(Distance):
             raise
         if not checked:
             return no_values(xs, ys, per_token)
-        samples = self._samples([*xs, *ys], f"pairs {checked}, per_token {per_token}")
-        if samples.processes == 1:
-            return self.distance.values_and_flags(xs, ys, pairs=pairs, per_token=per_token)
         layers, left, right = distinct_layers(xs, ys, checked)
         indices = list(zip(left, right, strict=True))
+        # Which layers are the same tensor decides what is sent.
+        samples = self._samples(
+            [*xs, *ys],
+            f"pairs {checked} of distinct layers {indices}, per_token {per_token}",
+        )
+        if samples.processes == 1:
+            return self.distance.values_and_flags(xs, ys, pairs=pairs, per_token=per_token)
         if per_token:
             values, flags = self._by_tokens(layers, indices, samples)
         elif isinstance(self.distance, LinearCKA):
@@ -258,7 +262,11 @@ class GlobalBatch(Distance):
                     ]
                 )
         summed = sum_over_processes(anchor, stack, samples)
-        values, flags = self.distance.from_grams(summed.unbind(), pairs)
+        every = [
+            k if x.requires_grad else k.detach()
+            for k, x in zip(summed.unbind(), layers, strict=True)
+        ]
+        values, flags = self.distance.from_grams(every, pairs)
         assert flags is not None
         return values, flags
 
@@ -317,8 +325,12 @@ def _check(
 
 def _description(x: Tensor, skipped: int) -> str:
     """What must be the same in all processes."""
-    wants = " with gradient" if x.requires_grad and torch.is_grad_enabled() else ""
+    wants = " with gradient" if _wants_gradient(x) else ""
     return f"{tuple(x.shape[skipped:])} {str(x.dtype).removeprefix('torch.')}{wants}"
+
+
+def _wants_gradient(x: Tensor) -> bool:
+    return x.requires_grad and torch.is_grad_enabled()
 
 
 def _routes(
@@ -332,7 +344,7 @@ def _routes(
         some = [
             torch.empty(
                 (n, *layers[i].shape[1:]), dtype=layers[i].dtype, device="meta"
-            ).requires_grad_(layers[i].requires_grad)
+            ).requires_grad_(_wants_gradient(layers[i]))
             for i in members
         ]
         local = [(members.index(pairs[p][0]), members.index(pairs[p][1])) for p in positions]

@@ -136,7 +136,12 @@ class _Redistribute(torch.autograd.Function):
         ctx.layers = [torch.empty_like(x, device="meta") for x in layers]
         ctx.device = layers[0].device
         ctx.set_materialize_grads(False)
-        parts = [torch.cat(blocks) for blocks in zip(*received, strict=True)]
+        parts = [_joined(blocks) for blocks in zip(*received, strict=True)]
+        wanted = ctx.needs_input_grad[2:]
+        # Those of a guide: nothing is to be computed for a gradient that goes nowhere.
+        ctx.mark_non_differentiable(
+            *(part for p, part in zip(mine, parts, strict=True) if not wanted[p.layer])
+        )
         return torch.zeros((), device=ctx.device), *parts
 
     @staticmethod
@@ -196,7 +201,7 @@ class _GatherValues(torch.autograd.Function):
         out = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(out, padded, group=samples.group)
         samples.sent["all_gather"] += (samples.processes - 1) * padded.nbytes
-        return torch.cat([x[:count] for x, count in zip(out, counts, strict=True)])
+        return _joined([x[:count] for x, count in zip(out, counts, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -215,6 +220,12 @@ class _Block(NamedTuple):
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _joined(blocks: Sequence[Tensor]) -> Tensor:
+    # Autocast to bfloat16 refuses to join float16, where only some processes may have it.
+    with torch.autocast(blocks[0].device.type, enabled=False):
+        return torch.cat(blocks)
 
 
 def _shape(part: Part, layer: torch.Size) -> tuple[int, ...]:

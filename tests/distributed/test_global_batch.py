@@ -171,3 +171,56 @@ def test_float32_keeps_its_digits(dtype, offset, debiased, worlds):
 
 def _with_offset(rank, processes, distance, dtype, offset):
     return compare(rank, processes, distance, dtype=dtype, offset=offset)
+
+
+def _under_autocast(rank):
+    made = layers(20, torch.float16, 0.0, [(), (40,)])  # process 1 gets the first one's feature
+    x, y = (x[10 * rank : 10 * (rank + 1)] for x in made)
+    with torch.autocast("cpu", torch.bfloat16):
+        return [GlobalBatch(get_distance(d))([x], [y]) for d in ("rbf_cka", "rsa")]
+
+
+def test_autocast_changes_nothing(worlds):
+    x, y = layers(20, torch.float16, 0.0, [(), (40,)])
+    expected = [get_distance(d)([x], [y]) for d in ("rbf_cka", "rsa")]
+    for result in worlds[2].run(_under_autocast):
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
+
+
+def _some_require_grad(rank):
+    """Without grad mode; the route with a gradient would be the other one."""
+    x, y = (x[:12] for x in layers(24, torch.float32, 0.0, [(14,), (14,)]))
+    with torch.no_grad():
+        return GlobalBatch(LinearCKA())([x.requires_grad_(rank == 1)], [y])
+
+
+def test_who_requires_grad_does_not_count_without_grad_mode(worlds):
+    first, second = worlds[2].run(_some_require_grad)
+    assert torch.equal(first, second)
+
+
+class Noting(MeanDistance):
+    """Which layers it would give a gradient."""
+
+    def __call__(self, xs, ys, *, pairs=None):
+        self.noted = [(x.requires_grad, y.requires_grad) for x, y in _chosen(xs, ys, pairs)]
+        return super().__call__(xs, ys, pairs=pairs)
+
+
+class NotingGrams(RBFCKA):
+    def from_grams(self, grams, pairs):
+        self.noted = [(grams[i].requires_grad, grams[j].requires_grad) for i, j in pairs]
+        return super().from_grams(grams, pairs)
+
+
+def _noted(rank, distance):
+    x, y = layers(12, torch.float64, 0.0, [(3,), (4,)])
+    pairs = [(0, 0), (0, 0)]
+    GlobalBatch(distance)([x.requires_grad_()], [y], pairs=pairs).sum().backward()
+    return distance.noted
+
+
+@pytest.mark.parametrize("distance", [Noting(), NotingGrams()], ids=["pairs", "Gram matrices"])
+def test_nothing_is_computed_for_layers_without_gradient(distance, worlds):
+    for noted in worlds[2].run(_noted, distance):
+        assert set(noted) == {(True, False)}
