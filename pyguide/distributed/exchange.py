@@ -36,6 +36,7 @@ class Exchange:
         )
         self._store = _store_of(self._control)
         self._calls = 0
+        self._left = False  # whether the present step failed here
 
     def sizes(self, n: int, what: str) -> list[int]:
         """Every process's `n`, if all are about to do the same.
@@ -52,7 +53,9 @@ class Exchange:
         RuntimeError
             If `what` differs between processes, or one has failed or ended; its error is told.
         """
-        self._calls += 1
+        # A step that every process left, such as of a bad batch, is behind all of them.
+        self._calls += 2 if self._left else 1
+        self._left = False
         digest = int.from_bytes(hashlib.sha256(what.encode()).digest()[:7], "big")
         messages = self._gather(torch.tensor([self._calls, n, digest]))
         calls, sizes, digests = (list(column) for column in zip(*messages, strict=True))
@@ -71,6 +74,9 @@ class Exchange:
 
     def fail(self, error: BaseException) -> None:
         """Tell the others that this process leaves the present step."""
+        if self._left:
+            return
+        self._left = True
         text = f"process {self.rank} failed with {type(error).__name__}: {error}"
         # Without a store they see only that it has ended.
         with contextlib.suppress(Exception):

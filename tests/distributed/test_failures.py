@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import Any
@@ -90,6 +91,48 @@ def test_a_process_that_is_killed(fresh_world):
     assert isinstance(result, RuntimeError) and "another process has ended" in str(result)
 
 
+def skipping(rank: int) -> Any:
+    """Both processes leave a step with an error of their own, and go on; process 1 is slow."""
+    target, guide = networks()
+    guidance = Guidance(target, guide)
+    x = torch.randn(40, 6)
+    with contextlib.suppress(FloatingPointError), guidance.capture():
+        target(x)
+        raise FloatingPointError("a bad batch")
+    time.sleep(1.5 * rank)
+    with guidance.capture():
+        target(x)
+    return guidance.loss(x).item()
+
+
+def test_a_step_that_all_processes_skip_is_over(fresh_world):
+    first, second = fresh_world.run(skipping)
+    assert first == second > 0
+
+
+def caught(rank: int) -> Any:
+    """Process 1 fails alone, and both go on to their next step."""
+    target, guide = networks()
+    guidance = Guidance(target, guide)
+    x = torch.randn(40, 6)
+    for i in range(2):
+        with contextlib.suppress(FloatingPointError if rank else RuntimeError):
+            with guidance.capture():
+                target(x)
+                if rank == 1 and i == 0:
+                    raise FloatingPointError("a bad batch")
+            guidance.loss(x)
+            return "finished"
+    return "left"
+
+
+def test_processes_that_go_on_after_one_failed_do_not_meet(fresh_world):
+    fresh_world.start(caught)
+    first, second = fresh_world.results(SECONDS)
+    assert first == "left"
+    assert isinstance(second, RuntimeError) and "compare different steps" in str(second)
+
+
 def differing(rank: int, what: str) -> Any:
     target, guide = networks()
     x = torch.randn(40, 6)
@@ -97,6 +140,8 @@ def differing(rank: int, what: str) -> Any:
         GlobalBatch(LinearCKA(debiased=True))([x[:1]], [x[:1]])
     if what == "pairs":
         GlobalBatch(LinearCKA())([x, x], [x, x], pairs=[(0, rank)])
+    if what == "same tensor":
+        GlobalBatch(LinearCKA())([x], [x if rank else x.clone()])
     if what == "empty":
         GlobalBatch(LinearCKA())([x[:rank]], [x[:rank]])
     guidance = Guidance(target, guide, distance="rsa" if rank and what == "distance" else "cka")
@@ -116,12 +161,13 @@ def differing(rank: int, what: str) -> Any:
         ("grad_norms", RuntimeError, "process 1 has cka with grad_norms"),
         ("distance", RuntimeError, "process 1 has rsa"),
         ("pairs", RuntimeError, r"process 0 has cka, pairs \[\(0, 0\)\].*pairs \[\(0, 1\)\]"),
+        ("same tensor", RuntimeError, r"layers \[\(0, 1\)\].*process 1 .*layers \[\(0, 0\)\]"),
         ("samples", ValueError, "at least 4 samples, all processes together have 2"),
         ("empty", (RuntimeError, ValueError), "(process 0 failed with ValueError: )?xs"),
     ],
 )
 def test_processes_that_do_not_do_the_same(what, error, message, worlds, fresh_world):
-    world = fresh_world if what == "empty" else worlds[2]
+    world = fresh_world if what in ("empty", "same tensor") else worlds[2]
     world.start(differing, what)
     for result in world.results(SECONDS):
         with pytest.raises(error, match=message):
