@@ -222,7 +222,7 @@ class _Block(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def _joined(blocks: Sequence[Tensor]) -> Tensor:
+def _joined(blocks: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     # Autocast to bfloat16 refuses to join float16, where only some processes may have it.
     with torch.autocast(blocks[0].device.type, enabled=False):
         return torch.cat(blocks)
