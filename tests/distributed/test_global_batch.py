@@ -51,6 +51,8 @@ def layers(n: int, dtype: torch.dtype, offset: float, shapes) -> list[Tensor]:
 
 
 SHAPES = [(6,), (5, 3), (2,), (30,), (2, 2, 2)]
+# So few features that d x d products are less to send than N x N matrices.
+NARROW = [(3,), (2,), (2,), (3,), (2,)]
 TOKENS = [(3, 6), (3, 5), (3, 2), (3, 8), (3, 2, 2)]
 
 
@@ -152,13 +154,14 @@ def _per_token(rank, processes, distance):
 @pytest.mark.parametrize("debiased", [False, True])
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_float32_keeps_its_digits(dtype, offset, debiased, worlds):
-    """Both routes: the features of some layers are few."""
+@pytest.mark.parametrize("shapes", [SHAPES, NARROW], ids=["sample space", "feature space"])
+def test_float32_keeps_its_digits(shapes, dtype, offset, debiased, worlds):
     distance = LinearCKA(debiased=debiased)
-    results = worlds[3].run(_with_offset, 3, distance, dtype, offset)
+    results = worlds[3].run(_with_offset, 3, distance, dtype, offset, shapes)
+    assert all(("all_to_all" in result["sent"]) == (shapes == SHAPES) for result in results)
     made = [
         x.double().requires_grad_(i != 4)
-        for i, x in enumerate(layers(sum(sizes(3)), dtype, offset, SHAPES))
+        for i, x in enumerate(layers(sum(sizes(3)), dtype, offset, shapes))
     ]
     expected = _compared(made, distance, False, PAIRS)
     for result in results:
@@ -169,8 +172,8 @@ def test_float32_keeps_its_digits(dtype, offset, debiased, worlds):
         assert (together - whole).norm() <= tolerance * whole.norm()
 
 
-def _with_offset(rank, processes, distance, dtype, offset):
-    return compare(rank, processes, distance, dtype=dtype, offset=offset)
+def _with_offset(rank, processes, distance, dtype, offset, shapes):
+    return compare(rank, processes, distance, dtype=dtype, offset=offset, shapes=shapes)
 
 
 def _under_autocast(rank):
