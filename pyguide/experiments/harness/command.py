@@ -166,11 +166,14 @@ def _absolute(path: str) -> str:
 
 def _in_processes(experiment: Experiment, args: argparse.Namespace) -> int:
     given = vars(args)
-    if "resume" in given:
-        device = RunFolder.read_config(Path(given["resume"]), experiment)[1].device
-    else:
+
+    def device() -> str:
+        if "resume" in given:
+            return RunFolder.read_config(Path(given["resume"]), experiment)[1].device
         setting = experiment.scales[given.get("scale", next(iter(experiment.scales)))]
-        device = given.get("device", setting.config.device)
+        name: str = given.get("device", setting.config.device)
+        return name
+
     return in_processes(
         lambda: train(experiment, args), device=device, workers=given.get("workers")
     )

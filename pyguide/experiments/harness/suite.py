@@ -64,7 +64,7 @@ def add_all_parser(subparsers: Any, experiments: Mapping[str, Experiment]) -> No
     )
     parser.set_defaults(
         func=lambda args: in_processes(
-            lambda: train_all(experiments, args), device=_device(args), workers=args.workers
+            lambda: train_all(experiments, args), device=lambda: _device(args), workers=args.workers
         )
     )
 

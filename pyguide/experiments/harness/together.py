@@ -26,7 +26,9 @@ def started_by_torchrun() -> bool:
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def in_processes(command: Callable[[], int], *, device: str, workers: int | None) -> int:
+def in_processes(
+    command: Callable[[], int], *, device: Callable[[], str], workers: int | None
+) -> int:
     """Run a command in the first process, with the others' help; return the exit code.
 
     Raises
@@ -38,7 +40,7 @@ def in_processes(command: Callable[[], int], *, device: str, workers: int | None
         return command()
     if workers is not None:
         raise UserError("--workers: torchrun's processes do one job after another together")
-    with _process_group(device):
+    with _process_group(device()):
         if dist.get_rank() > 0:
             return _help()
         try:
