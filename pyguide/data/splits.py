@@ -11,9 +11,6 @@ from torch import Tensor
 
 __all__ = ["WHOLE", "Share", "Split", "Splits", "TensorSplit"]
 
-# Samples in one forward pass of an evaluation.
-_EVALUATION_BATCH = 1000
-
 
 class Share(NamedTuple):
     """Which samples of a batch one of several processes has; by default all."""
@@ -71,7 +68,13 @@ class Splits:
 
 @dataclass(frozen=True)
 class TensorSplit:
-    """Inputs (n, ...) and labels (n,) in memory.
+    """Inputs (n, ...) and labels (n, ...) in memory.
+
+    Parameters
+    ----------
+    x, y : Tensor
+    evaluation_batch : int
+        Samples of a batch of :meth:`batches`.
 
     Examples
     --------
@@ -84,6 +87,7 @@ class TensorSplit:
 
     x: Tensor
     y: Tensor
+    evaluation_batch: int = 1000
 
     def __len__(self) -> int:
         return len(self.y)
@@ -98,6 +102,6 @@ class TensorSplit:
             yield self.x[batch], self.y[batch]
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(self), _EVALUATION_BATCH):
-            stop = start + _EVALUATION_BATCH
+        for start in range(0, len(self), self.evaluation_batch):
+            stop = start + self.evaluation_batch
             yield self.x[start:stop], self.y[start:stop]

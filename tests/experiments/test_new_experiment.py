@@ -59,8 +59,8 @@ class NextSymbol(Setting[NextSymbolConfig]):
     def task_loss(self, output, y):
         return nn.functional.cross_entropy(output.flatten(0, 1), y.flatten())
 
-    def train_metrics(self, output, y):
-        return {"perplexity": self.task_loss(output, y).detach().exp()}
+    def train_metrics(self, losses, y):
+        return {"perplexity": losses.parts["task"].detach().exp()}
 
     @torch.no_grad()
     def evaluate(self, model, split):

@@ -15,7 +15,7 @@ from pyguide.device import check_device
 from pyguide.errors import UserError
 from pyguide.experiments.harness.config import Config, flag, option_fields
 from pyguide.experiments.harness.experiment import Experiment, Setting
-from pyguide.experiments.harness.folder import RunFolder
+from pyguide.experiments.harness.folder import RunFolder, pictures
 from pyguide.experiments.harness.packages import check_packages
 from pyguide.experiments.harness.processes import worker_count
 from pyguide.experiments.harness.run import Run
@@ -26,8 +26,9 @@ __all__ = ["add_experiment_parser", "configure", "run_folder", "train"]
 _METAVARS = {int: "N", float: "X", str: "NAME"}
 
 _FOLDER = """\
-The run folder receives config.json, results.json, table.md, curves.png, and a file of records a
-job. Exit code: 0, 1 if a job failed, 2 for a mistake in the command, 130 after Ctrl-C.
+The run folder receives config.json, results.json, table.md, curves.png and other pictures, and a
+file of records a job. Exit code: 0, 1 if a job failed, 2 for a mistake in the command, 130 after
+Ctrl-C.
 """
 
 
@@ -217,7 +218,7 @@ def train(experiment: Experiment, args: argparse.Namespace) -> int:
     else:
         _print(folder.table.read_text(encoding="utf-8"))
         if results["runs"]:
-            print(f"curves: {folder.curves}")
+            print(f"pictures: {', '.join(map(str, pictures(path)))}")
     failed = len(results["failed"])
     if failed:
         print(

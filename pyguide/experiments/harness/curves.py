@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyguide.experiments.harness.config import Config
 from pyguide.experiments.harness.experiment import Arm, Setting
 
-__all__ = ["by_epoch", "plot_curves", "plot_differences"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["by_epoch", "plot_bands", "plot_curves", "plot_differences"]
 
 # Okabe & Ito's palette: told apart with any colour vision. The first is the baseline's.
 _COLORS = ("#555555", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -61,7 +64,9 @@ def plot_curves(
         ]:
             curves = by_epoch(runs, records, arm.name, name)
             if curves:
-                _plot_band(axes, curves, scale, color, style)
+                epochs = range(1, len(curves[0]) + 1)
+                scaled = [[scale * value for value in curve] for curve in curves]
+                _plot_band(axes, epochs, scaled, color, style)
     loss.set(xlabel="epoch", ylabel="loss", yscale="log")
     loss.yaxis.set_major_formatter(_log_tick)
     loss.yaxis.set_minor_formatter(_log_tick)
@@ -131,15 +136,54 @@ def plot_differences(
     figure.savefig(path, dpi=150, format="png")
 
 
+def plot_bands(
+    x: Sequence[float],
+    lines: Mapping[str, Sequence[Sequence[float]]],
+    x_label: str,
+    y_label: str,
+    *,
+    chance: float | None = None,
+) -> Figure:
+    """A picture of the mean over runs and their range, a line a label.
+
+    Parameters
+    ----------
+    x : sequence of float
+    lines : dict
+        By label, a sequence of values at `x` for each run.
+    x_label, y_label : str
+    chance : float, optional
+        Where to draw a line for guesses.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for index, (label, runs) in enumerate(lines.items()):
+        _plot_band(axes, x, runs, _COLORS[index % len(_COLORS)], "-", label)
+    if chance is not None:
+        axes.axhline(chance, color="black", lw=0.8, ls=":", label="chance")
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=len(lines) + 1, frameon=False)
+    return figure
+
+
 def _plot_band(
-    axes: Any, curves: Sequence[Sequence[float]], scale: float, color: Any, style: str
+    axes: Any,
+    x: Sequence[float],
+    runs: Sequence[Sequence[float]],
+    color: Any,
+    style: str,
+    label: str | None = None,
 ) -> None:
-    columns = [[scale * value for value in column] for column in zip(*curves, strict=True)]
-    epochs = range(1, len(columns) + 1)
-    axes.plot(epochs, [sum(c) / len(c) for c in columns], style, color=color, lw=1.6)
-    if len(curves) > 1:
-        low, high = [min(c) for c in columns], [max(c) for c in columns]
-        axes.fill_between(epochs, low, high, color=color, alpha=0.12, linewidth=0)
+    columns = list(zip(*runs, strict=True))
+    mean = [sum(column) / len(column) for column in columns]
+    axes.plot(x, mean, style, color=color, lw=1.6, label=label)
+    if len(runs) > 1:
+        low, high = [min(column) for column in columns], [max(column) for column in columns]
+        axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
 
 
 def _log_tick(value: float, _: int) -> str:

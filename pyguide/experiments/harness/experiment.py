@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,11 @@ from pyguide.errors import UserError
 from pyguide.experiments.harness.config import Config
 from pyguide.experiments.harness.shares import Processes
 from pyguide.guidance import Guidance, gaussian_noise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from pyguide.experiments.harness.objectives import Losses
 
 __all__ = ["Arm", "Experiment", "Metric", "Setting", "three_arms"]
 
@@ -126,6 +131,8 @@ class Setting(ABC, Generic[C]):
     chance: float | None = None
     #: Whether the gap between training and validation is what the experiment measures.
     judge_gap = False
+    #: Whether guides are trained with the configuration's ``clip`` too.
+    clips_guide = False
     #: A prediction counts as right if it is among the k largest logits.
     top_k = 1
     #: Packages that the data come from or need, beside those of the report.
@@ -164,10 +171,14 @@ class Setting(ABC, Generic[C]):
         total = config.guide_epochs * steps
         return optimizer, OneCycleLR(optimizer, config.guide_lr, total_steps=total)
 
+    def pairs(self, target: nn.Module, guide: nn.Module, config: C, arm: Arm) -> Any:
+        """Which layers are compared: what :class:`pyguide.Guidance` takes as its `pairs`."""
+        return config.pairs
+
     def guidance(self, target: nn.Module, guide: nn.Module, config: C, arm: Arm) -> Guidance:
         """What guides the target in an arm."""
         options = {
-            "pairs": config.pairs,
+            "pairs": self.pairs(target, guide, config, arm),
             "distance": config.distance,
             "weight": config.weight,
             "release_at": config.release_at or None,
@@ -195,9 +206,9 @@ class Setting(ABC, Generic[C]):
         """The task's loss of a batch."""
         return F.cross_entropy(output, y)
 
-    def train_metrics(self, output: Any, y: Any) -> dict[str, Tensor]:
+    def train_metrics(self, losses: Losses, y: Any) -> dict[str, Tensor]:
         """Metrics of a training batch by name, as scalars on the device."""
-        return {self.metric.key: self._right(output, y).float().mean()}
+        return {self.metric.key: self._right(losses.output, y).float().mean()}
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, Any]:
@@ -215,6 +226,19 @@ class Setting(ABC, Generic[C]):
         flags = torch.cat(right)
         share = flags.sum().item() / len(flags)
         return {"loss": loss / len(flags), self.metric.key: share, "right": flags}
+
+    def details(self, model: nn.Module, config: C, data: Splits) -> dict[str, Any]:
+        """What else is kept of a target's epoch of lowest validation loss, as JSON types.
+
+        For :meth:`draw`; not asked for in a sweep. It leaves the random streams as they were.
+        """
+        return {}
+
+    def draw(
+        self, config: C, arms: Sequence[Arm], runs: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Figure]:
+        """Pictures beside the curves, by name: of the runs, with their ``details``."""
+        return {}
 
     def _right(self, logits: Tensor, y: Tensor) -> Tensor:
         k = min(self.top_k, logits.shape[1])

@@ -18,7 +18,7 @@ from pyguide.experiments.harness.packages import versions
 from pyguide.experiments.harness.progress import Job
 from pyguide.files import atomic_write, lock, read_json, write_json, writing
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "pictures"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class _Log:
         return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
 
 
+def pictures(path: Path) -> list[Path]:
+    """The pictures of a run folder, the curves first."""
+    return sorted(path.glob("*.png"), key=lambda file: (file.stem != "curves", file.name))
+
+
 class RunFolder:
     """The folder of a run, of which this process is the only writer: it holds ``.lock``.
 
@@ -59,17 +64,21 @@ class RunFolder:
     ``table.md``        the report
     ``curves.png``      its picture
     ``differences.png`` the arms against their baselines
+    ``*.png``           what else the experiment draws
     =================== ============================================================
     """
 
     def __init__(self, path: Path, checkpoint_seconds: float) -> None:
         self.path = path
-        self.table, self.curves = path / "table.md", path / "curves.png"
-        self.differences = path / "differences.png"
+        self.table = path / "table.md"
         self.checkpoint_seconds = checkpoint_seconds
         self._logs: dict[str, _Log] = {}
         self._running: dict[str, list[dict[str, Any]]] = {}
         self._lock: TextIO | None = None
+
+    def picture(self, name: str) -> Path:
+        """The file of a picture."""
+        return self.path / f"{name}.png"
 
     @classmethod
     def create(

@@ -101,6 +101,7 @@ class GuideJob:
             seed=self.seed,
             epochs=config.guide_epochs,
             batch_size=config.guide_batch_size,
+            clip=config.clip if self.setting.clips_guide else None,
             score_test=self.score_test,
             keep_best=True,
         )
@@ -170,6 +171,7 @@ class TargetJob:
             objective=self._objective(target, guide),
             clip=config.clip,
             score_test=not self.sweep,
+            details=None if self.sweep else lambda model: self.setting.details(model, config, data),
         )
         try:
             return trainer.run(report, _checkpoint(self), self._preparation(target, guide, data))

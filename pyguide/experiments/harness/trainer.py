@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -65,6 +66,8 @@ class Trainer:
         Whether to score the test split too; nothing here depends on the score.
     keep_best : bool
         Whether to keep the weights of the epoch with the lowest validation loss.
+    details : callable, optional
+        Of the model; what it returns of that epoch is in the result.
     """
 
     def __init__(
@@ -81,18 +84,21 @@ class Trainer:
         clip: float | None = None,
         score_test: bool = False,
         keep_best: bool = False,
+        details: Callable[[nn.Module], dict[str, Any]] | None = None,
     ) -> None:
         self.setting, self.model, self.data = setting, model, data
         self.objective = Objective(setting) if objective is None else objective
         self.optimizer, self.schedule = optimization
         self.seed, self.epochs, self.batch_size = seed, epochs, batch_size
         self.clip, self.score_test, self.keep_best = clip, score_test, keep_best
+        self.details = details
         self.processes = Processes()
         self.trained = self.processes.wrapped(model)
         self.generator = torch.Generator().manual_seed(seed)
         self.records: list[dict[str, Any]] = []
         self.best_weights: dict[str, Tensor] | None = None
         self.best_right: Tensor | None = None
+        self.best_details: dict[str, Any] = {}
         self.prepared: dict[str, float] | None = None
 
     def run(
@@ -145,6 +151,8 @@ class Trainer:
         result |= {k: v for k, v in best.items() if k.startswith(("val_", "test_"))}
         if self.best_right is not None:
             result["test_right"] = packed(self.best_right)
+        if self.best_details:
+            result["details"] = self.best_details
         if self.prepared is not None:
             result["initialization"] = self.prepared
         if self.processes.size > 1:
@@ -160,6 +168,7 @@ class Trainer:
             "objective": self.objective.state_dict(),
             "best_weights": self.best_weights,
             "best_right": self.best_right,
+            "best_details": self.best_details,
             "records": self.records,
             "prepared": self.prepared,
             "batch_order": self.generator.get_state(),
@@ -174,6 +183,7 @@ class Trainer:
             self.schedule.load_state_dict(state["schedule"])
         self.objective.load_state_dict(state["objective"])
         self.best_weights, self.best_right = state["best_weights"], state["best_right"]
+        self.best_details = state.get("best_details", {})
         self.records, self.prepared = state["records"], state["prepared"]
         self.generator.set_state(state["batch_order"])
         own = state["random"][self.processes.rank]
@@ -187,6 +197,8 @@ class Trainer:
     def _keep(self, right: Tensor | None) -> None:
         """Keep what is asked for of the best epoch, which is the last one so far."""
         self.best_right = right
+        if self.details is not None:
+            self.best_details = self.processes.from_first(partial(self.details, self.model))
         if self.keep_best:
             weights = self.model.state_dict()
             self.best_weights = {key: value.clone() for key, value in weights.items()}
@@ -207,7 +219,7 @@ class Trainer:
             if 0 < step <= _TIMED_STEPS:
                 for name, seconds in self.objective.times().items():
                     times.setdefault(name, []).append(seconds)
-            metrics = self.setting.train_metrics(losses.output, y)
+            metrics = self.setting.train_metrics(losses, y)
             means.add({f"train_{name}": value for name, value in metrics.items()})
             means.add({f"{name}_loss": loss for name, loss in losses.parts.items()})
         read = self.processes.mean(means.read())

@@ -1,0 +1,158 @@
+"""What the experiments on sequences of tokens share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from pyguide.data.splits import Split
+from pyguide.data.tokens import IGNORED
+from pyguide.errors import UserError
+from pyguide.experiments.harness.config import Config, option
+from pyguide.experiments.harness.experiment import Arm, Metric, Optimization, Setting
+from pyguide.experiments.harness.objectives import Losses
+from pyguide.experiments.harness.shares import Processes
+from pyguide.guidance import Guidance
+from pyguide.guidance.rules import even_pairs
+
+__all__ = [
+    "PERPLEXITY",
+    "SequenceConfig",
+    "SequenceSetting",
+    "TokenSetting",
+    "check_heads",
+    "layer_pairs",
+]
+
+#: exp of the mean cross-entropy of a word.
+PERPLEXITY = Metric("perplexity", "perplexity", unit="", scale=1.0, higher_is_better=False)
+
+
+@dataclass(frozen=True)
+class SequenceConfig(Config):
+    """Networks of layers that keep the positions of a sequence apart."""
+
+    pairs: str = option(
+        "even",
+        "rule that pairs layers: even, first:K or last:K, of recurrent layers and Transformer "
+        "blocks; or paper or paper-sum, of their parts too",
+        target_only=True,
+    )
+    clip: float = option(1.0, "norm to which gradients are clipped")
+    guide_lr: float = option(1e-3, "learning rate of the trained guides")
+    data_seed: int = option(0, "seed of the generated data", least=0)
+
+
+S = TypeVar("S", bound=SequenceConfig)
+
+
+class SequenceSetting(Setting[S]):
+    """Padded sequences (n, T) of tokens, and networks whose ``layers`` return (n, T, width).
+
+    AdamW, as in the paper; padding counts in no distance.
+    """
+
+    clips_guide = True
+    #: The token after the end of a sequence; None where all are of one length.
+    padding: int | None = None
+
+    def layer_counts(self, config: S) -> tuple[int, int]:
+        """Number of layers of target and guide."""
+        raise NotImplementedError
+
+    def check(self, config: S) -> None:
+        if config.guide_input != "data":
+            raise UserError("--guide-input: tokens have no noise; expected data")
+        if not config.clip > 0:
+            raise UserError(f"--clip: expected a norm above 0, got {config.clip:g}")
+        wanted = config.pairs.partition(":")[2]
+        there = min(self.layer_counts(config))
+        if wanted and int(wanted) > there:
+            raise UserError(f"--pairs {config.pairs}: there are {there} pairs of layers")
+
+    def pairs(self, target: nn.Module, guide: nn.Module, config: S, arm: Arm) -> Any:
+        return layer_pairs(target, guide, config.pairs)
+
+    def target_optimizer(self, model: nn.Module, config: S, lr: float, steps: int) -> Optimization:
+        return AdamW(model.parameters(), lr=lr, fused=True), None
+
+    def training_text(self, config: S) -> str:
+        """How it is trained, for the report."""
+        return (
+            f"{config.epochs} epochs of batch {config.batch_size}, AdamW, gradients clipped to "
+            f"{config.clip:g}."
+        )
+
+    def guidance_loss(self, guidance: Guidance, x: Any, y: Any) -> Tensor:
+        return guidance.loss(x, mask=None if self.padding is None else x != self.padding)
+
+
+class TokenSetting(SequenceSetting[S]):
+    """A label a position, or :data:`~pyguide.data.tokens.IGNORED`; every label counts the same."""
+
+    def task_loss(self, output: Any, y: Any) -> Tensor:
+        count = (y != IGNORED).sum(dtype=torch.float32)
+        # The processes' shares of a batch may have different numbers of labels.
+        Processes().mean_([count])
+        return _summed(output, y) / count
+
+    def train_metrics(self, losses: Losses, y: Any) -> dict[str, Tensor]:
+        if self.metric is PERPLEXITY:
+            return {"perplexity": losses.parts["task"].detach().exp()}
+        known = y != IGNORED
+        right = (losses.output.argmax(dim=2) == y) & known
+        return {self.metric.key: right.sum() / known.sum()}
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, split: Split) -> dict[str, Any]:
+        """As :meth:`Setting.evaluate`, of every label; the perplexity has no "right"."""
+        model.eval()
+        loss, count, right = 0.0, 0, []
+        for x, y in split.batches():
+            output, known = model(x), y != IGNORED
+            loss += _summed(output, y).item()
+            count += int(known.sum())
+            if self.metric is not PERPLEXITY:
+                right.append((output.argmax(dim=2) == y)[known].cpu())
+        loss /= count
+        if self.metric is PERPLEXITY:
+            return {"loss": loss, "perplexity": math.exp(loss)}
+        flags = torch.cat(right)
+        share = flags.sum().item() / len(flags)
+        return {"loss": loss, self.metric.key: share, "right": flags}
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Raise UserError unless a Transformer's features are even and shared by its heads."""
+    if width % 2 or width % heads:
+        raise UserError(
+            f"--heads: a width of {width} is not even, or not shared evenly by {heads} heads"
+        )
+
+
+def layer_pairs(target: nn.Module, guide: nn.Module, rule: str) -> list[tuple[str, str]] | str:
+    """Pairs of the networks' ``layers``, spread evenly; all, or the first or last of them.
+
+    A rule of the paper's code stays what it is: :class:`pyguide.Guidance` reads it.
+    """
+    kind, _, count = rule.partition(":")
+    if kind.startswith("paper"):
+        return rule
+    pairs = even_pairs(_layers(target), _layers(guide))
+    if kind == "first":
+        return pairs[: int(count)]
+    return pairs[-int(count) :] if kind == "last" else pairs
+
+
+def _layers(network: nn.Module) -> list[str]:
+    return [f"layers.{i}" for i, _ in enumerate(network.get_submodule("layers").children())]
+
+
+def _summed(logits: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=IGNORED, reduction="sum")
