@@ -96,7 +96,7 @@ def test_the_works_themselves():
     assert sizes["train"] > 700_000
     for name in ("val", "test"):
         assert sizes[name] == pytest.approx(sum(sizes.values()) / 20, rel=0.01)
-    line = "to be , or not to be , that is the question".split()
+    line = ["to", "be", ",", "or", "not", "to", "be", ",", "that", "is", "the", "question"]
     start = {i for i, word in enumerate(parts["train"]) if word == "question"}
     assert any(parts["train"][i - len(line) + 1 : i + 1] == line for i in start)
     assert not {"gutenberg", "etext"} & set(parts["train"])
