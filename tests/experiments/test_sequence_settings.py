@@ -12,7 +12,7 @@ from pyguide.data.copy_paste import CopyPaste
 from pyguide.data.parity import PADDING, bit_strings
 from pyguide.data.splits import Splits
 from pyguide.experiments import copy_paste, language_model, parity
-from pyguide.experiments.harness import packages
+from pyguide.experiments.harness import command, packages
 from pyguide.experiments.harness.sequences import layer_pairs
 from pyguide.experiments.networks import RNN, CausalTransformer
 
@@ -185,6 +185,7 @@ def test_the_tokens_of_padding_are_the_datas():
 )
 def test_options_are_checked_before_any_work(name, options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "run_folder", None)
     try:
         code = main(["train", name, *options, "--out", "run"])
     except SystemExit as error:  # What argparse itself refuses.
