@@ -196,6 +196,7 @@ def test_the_picture_of_a_run(
     axes = figures[0]["lengths"].axes[0]
     drawn = [line for line in axes.lines if len(line.get_xdata()) > 2]
     assert len(drawn) == 2
+    # Accuracies begin at length 2, and chance goes from 0 to 1 of the width.
     assert {line.get_xdata()[0] for line in axes.lines} - {0, 2} == longest_trained_on
     own = [run["details"] for run in results["runs"] if run["arm"] == results["runs"][0]["arm"]]
     accuracies = [details["accuracy"] for details in own]

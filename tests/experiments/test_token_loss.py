@@ -20,7 +20,7 @@ LANGUAGE = language_model.EXPERIMENT.scales["default"]
 
 
 class Table(nn.Module):
-    """Fixed logits of every token; of all tokens the same without a width."""
+    """Logits that depend on the token alone."""
 
     def __init__(self, tokens, outputs):
         super().__init__()
