@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 
     from pyguide.experiments.harness.objectives import Losses
 
-__all__ = ["Arm", "Experiment", "Metric", "Setting", "three_arms"]
+__all__ = ["Arm", "Experiment", "Metric", "Result", "Setting", "three_arms"]
 
 C = TypeVar("C", bound=Config)
 
 Optimization = tuple[Optimizer, "LRScheduler | None"]
+# Mean and standard error.
+Result = tuple[float, "float | None"]
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ class Arm:
         Fields of the :class:`Config` that differ in this arm.
     baseline : str or None
         The arm whose results are subtracted, seed by seed.
-    paper : (float, float) or None
-        The paper's mean and standard error, in the metric's unit.
+    paper : (float, float or None) or None
+        The paper's mean, and its standard error where there is one, in the metric's unit.
     expected : "better", "worse" or None
         Than the baseline, where the paper says so without a number.
     method : "guidance", "distillation" or "initialization"
@@ -94,12 +96,12 @@ class Arm:
     options: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
     baseline: str | None = "none"
-    paper: tuple[float, float] | None = None
+    paper: Result | None = None
     expected: str | None = None
     method: str = "guidance"
 
 
-def three_arms(**paper: tuple[float, float]) -> tuple[Arm, ...]:
+def three_arms(**paper: Result) -> tuple[Arm, ...]:
     """The paper's arms: no guide, a trained guide, an untrained guide."""
     return (
         Arm("none", "no guide", baseline=None, paper=paper.get("none")),

@@ -108,7 +108,7 @@ def _result_lines(setting: Setting[Any], arms: Sequence[Arm], results: dict[str,
                 str(own["test"]["n"]),
             ]
         rate = f"{rates[arm.name]:g}" if arm.name in rates else "–"
-        paper = "–" if arm.paper is None else f"{arm.paper[0]:.2f} ± {arm.paper[1]:.2f}"
+        paper = "–" if arm.paper is None else _mean_and_error(*arm.paper)
         rows.append([arm.label, *cells, rate, *([paper] if papers else [])])
     lines = [
         *markdown_table(rows),
@@ -271,8 +271,12 @@ def _guide_line(metric: Metric, guides: Sequence[Mapping[str, Any]]) -> str:
 
 def _score(metric: Metric, statistics: Mapping[str, Any], sign: str = "") -> str:
     error = statistics["standard_error"]
-    mean = f"{metric.scale * statistics['mean']:{sign}.2f}"
-    return mean if error is None else f"{mean} ± {metric.scale * error:.2f}"
+    scaled = None if error is None else metric.scale * error
+    return _mean_and_error(metric.scale * statistics["mean"], scaled, sign)
+
+
+def _mean_and_error(mean: float, error: float | None, sign: str = "") -> str:
+    return f"{mean:{sign}.2f}" if error is None else f"{mean:{sign}.2f} ± {error:.2f}"
 
 
 def markdown_table(rows: list[list[str]]) -> list[str]:

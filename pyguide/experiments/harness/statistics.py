@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pyguide.experiments.harness.experiment import Arm, Metric
+from pyguide.experiments.harness.experiment import Arm, Metric, Result
 
 __all__ = ["mean_and_error", "summarize", "verdict"]
 
@@ -152,7 +152,7 @@ def _median(values: Sequence[float]) -> float:
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
-def _expected_sign(arm: Arm, baseline: tuple[float, float] | None, metric: Metric) -> int | None:
+def _expected_sign(arm: Arm, baseline: Result | None, metric: Metric) -> int | None:
     """The sign of the difference in the paper; None if it has none."""
     if arm.expected is not None:
         return 1 if (arm.expected == "better") == metric.higher_is_better else -1
