@@ -85,6 +85,8 @@ class Arm:
         The paper's mean, and its standard error where there is one, in the metric's unit.
     expected : "better", "worse" or None
         Than the baseline, where the paper says so without a number.
+    judged_by_loss : bool
+        Whether the paper says it of the loss; the verdict is then on the test loss.
     method : "guidance", "distillation" or "initialization"
         What the guide is used for: guidance in training; as a teacher; or to align the target
         with it before training, see :meth:`Setting.initialize`.
@@ -98,6 +100,7 @@ class Arm:
     baseline: str | None = "none"
     paper: Result | None = None
     expected: str | None = None
+    judged_by_loss: bool = False
     method: str = "guidance"
 
 

@@ -62,7 +62,7 @@ def results_table(runs: Sequence[Run]) -> list[str]:
             cells = [
                 _score(metric, own["test"]),
                 _difference(metric, own, "difference", labels),
-                own.get("verdict") or "–",
+                _verdict(own),
                 _difference(metric, own, "gap_difference", labels),
                 own.get("gap_verdict") or "–",
                 str(own["difference"]["n"]),
@@ -102,7 +102,7 @@ def _result_lines(setting: Setting[Any], arms: Sequence[Arm], results: dict[str,
             cells = [
                 _score(metric, own["test"]),
                 _difference(metric, own, "difference", labels),
-                *([own.get("verdict") or "–"] if judged else []),
+                *([_verdict(own)] if judged else []),
                 _score(metric, own["test_at_own_epochs"]),
                 str(own["epoch"]),
                 str(own["test"]["n"]),
@@ -140,6 +140,14 @@ def _difference(
     baseline = own["baseline"]
     first = next(iter(labels))
     return text if baseline == first else f"{text} ({labels.get(baseline, baseline)})"
+
+
+def _verdict(own: Mapping[str, Any]) -> str:
+    """On the metric; or on the loss, whose difference is then named."""
+    text = own.get("verdict") or "–"
+    if "loss_difference" not in own:
+        return text
+    return f"{text} (loss {_score(Metric(scale=1.0), own['loss_difference'], '+')})"
 
 
 def _gap_lines(setting: Setting[Any], arms: Sequence[Arm], results: dict[str, Any]) -> list[str]:
