@@ -19,7 +19,7 @@ from pyguide.data.splits import Split, Splits
 from pyguide.errors import UserError
 from pyguide.experiments.harness.config import Config
 from pyguide.experiments.harness.shares import Processes
-from pyguide.guidance import Guidance, gaussian_noise
+from pyguide.guidance import Guidance, GuideCache, gaussian_noise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -180,7 +180,18 @@ class Setting(ABC, Generic[C]):
         """Which layers are compared: what :class:`pyguide.Guidance` takes as its `pairs`."""
         return config.pairs
 
-    def guidance(self, target: nn.Module, guide: nn.Module, config: C, arm: Arm) -> Guidance:
+    def guide_cache(self, config: C, data: Splits) -> GuideCache | None:
+        """What keeps the guide's activations on the training data; None: it runs in every step."""
+        return None
+
+    def guidance(
+        self,
+        target: nn.Module,
+        guide: nn.Module,
+        config: C,
+        arm: Arm,
+        cache: GuideCache | None = None,
+    ) -> Guidance:
         """What guides the target in an arm."""
         options = {
             "pairs": self.pairs(target, guide, config, arm),
@@ -188,6 +199,7 @@ class Setting(ABC, Generic[C]):
             "weight": config.weight,
             "release_at": config.release_at or None,
             "guide_mode": config.guide_mode,
+            "guide_cache": cache,
             "timed": True,
         }
         if config.guide_input == "noise":
@@ -203,9 +215,11 @@ class Setting(ABC, Generic[C]):
         """Align a new target before its training, in an arm of that method; return a record."""
         raise NotImplementedError(f"{self.title}: no initialization")
 
-    def guidance_loss(self, guidance: Guidance, x: Any, y: Any) -> Tensor:
+    def guidance_loss(
+        self, guidance: Guidance, x: Any, y: Any, ids: Tensor | None = None
+    ) -> Tensor:
         """The guidance term of a batch."""
-        return guidance.loss(x)
+        return guidance.loss(x, sample_ids=ids if guidance.guide_cache is not None else None)
 
     def task_loss(self, output: Any, y: Any) -> Tensor:
         """The task's loss of a batch."""
