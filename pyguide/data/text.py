@@ -55,14 +55,22 @@ def encode(parts: Parts, vocabulary: int) -> tuple[Corpus, list[str]]:
     words : list of str
         The word of every number; 0 is :data:`UNKNOWN`. The more frequent first, equally frequent
         ones in alphabetical order.
+
+    Raises
+    ------
+    UserError
+        If there are no words to train on.
     """
+    if not parts["train"]:
+        raise UserError("--data: the text has no words to train on")
     counts = Counter(parts["train"])
     counts.pop(UNKNOWN, None)
     ordered = sorted(counts, key=lambda word: (-counts[word], word))
     words = [UNKNOWN, *ordered[: vocabulary - 1]]
     number = {word: i for i, word in enumerate(words)}
     corpus = {
-        name: torch.tensor([number.get(word, 0) for word in part]) for name, part in parts.items()
+        name: torch.tensor([number.get(word, 0) for word in part], dtype=torch.int64)
+        for name, part in parts.items()
     }
     return corpus, words
 

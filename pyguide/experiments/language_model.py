@@ -111,6 +111,9 @@ class Small(LanguageSetting[SmallConfig]):
         if config.data is not None and not Path(config.data).is_dir():
             raise UserError(f"--data: {config.data} is no folder")
 
+    def needed_packages(self, config: SmallConfig) -> tuple[str, ...]:
+        return self.packages if config.data is None else ()
+
     def data(self, config: SmallConfig, cache: Path) -> Splits:
         from pyguide.data.corpora import numbered, shakespeare, text_folder
         from pyguide.data.text import text_splits

@@ -134,16 +134,17 @@ class ParitySetting(SequenceSetting[SmallConfig]):
     def draw(
         self, config: SmallConfig, arms: Sequence[Arm], runs: Sequence[Mapping[str, Any]]
     ) -> dict[str, Figure]:
-        lengths: Sequence[int] = ()
         lines = {}
         for arm in arms:
             own = [run["details"] for run in runs if run["arm"] == arm.name]
             if own:
-                lengths = own[0]["lengths"]
-                lines[arm.label] = [[100 * a for a in details["accuracy"]] for details in own]
-        figure = plot_bands(lengths, lines, "bits of a string", "accuracy (%)", chance=50)
+                accuracies = [[100 * a for a in details["accuracy"]] for details in own]
+                lines[arm.label] = own[0]["lengths"], accuracies
+        figure = plot_bands(lines, "bits of a string", "accuracy (%)", chance=50)
         axes = figure.axes[0]
-        axes.axvline(config.max_length, color="black", lw=0.8)
+        # With --vary an arm has a longest length of its own.
+        for longest in {arm.changes.get("max_length", config.max_length) for arm in arms}:
+            axes.axvline(longest, color="black", lw=0.8)
         axes.set_title("left of the line: lengths trained on", fontsize="small")
         figure.suptitle(self.title + (" (a smoke run)" if config.quick else ""))
         return {"lengths": figure}

@@ -245,7 +245,7 @@ def run_folder(
     UserError
         For a user's mistake, before any work is done; or when the folder cannot be written.
     """
-    check_packages(experiment.scales[scale].packages)
+    check_packages(experiment.scales[scale].needed_packages(config))
     workers = worker_count(workers, config.threads, config.device)
     check_device(config.device)
     if resume:

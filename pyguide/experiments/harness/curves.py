@@ -137,8 +137,7 @@ def plot_differences(
 
 
 def plot_bands(
-    x: Sequence[float],
-    lines: Mapping[str, Sequence[Sequence[float]]],
+    lines: Mapping[str, tuple[Sequence[float], Sequence[Sequence[float]]]],
     x_label: str,
     y_label: str,
     *,
@@ -148,9 +147,8 @@ def plot_bands(
 
     Parameters
     ----------
-    x : sequence of float
     lines : dict
-        By label, a sequence of values at `x` for each run.
+        By label, where the values are, and a sequence of values for each run.
     x_label, y_label : str
     chance : float, optional
         Where to draw a line for guesses.
@@ -159,7 +157,7 @@ def plot_bands(
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for index, (label, runs) in enumerate(lines.items()):
+    for index, (label, (x, runs)) in enumerate(lines.items()):
         _plot_band(axes, x, runs, _COLORS[index % len(_COLORS)], "-", label)
     if chance is not None:
         axes.axhline(chance, color="black", lw=0.8, ls=":", label="chance")

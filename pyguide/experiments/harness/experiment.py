@@ -158,6 +158,10 @@ class Setting(ABC, Generic[C]):
     def check(self, config: C) -> None:
         """Raise UserError for what can be known to fail before any work."""
 
+    def needed_packages(self, config: C) -> tuple[str, ...]:
+        """Those of :attr:`packages` that a configuration needs."""
+        return self.packages
+
     def describe(self, config: C) -> str:
         """One or two sentences for the report: the target, and what differs from the paper."""
         return f"{config.epochs} epochs of batch {config.batch_size}."
