@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pyguide.data.image_transforms import EvalTransform, TrainTransform
 from pyguide.data.images import EpochSampler, ImageFolder
-from pyguide.data.splits import WHOLE, Share, Splits
+from pyguide.data.splits import WHOLE, Batch, Share, Splits
 
 __all__ = ["HELD_OUT", "ImageSplit", "image_splits"]
 
@@ -101,14 +101,15 @@ class ImageSplit(Dataset[Any]):
 
     def shuffled(
         self, batch_size: int, generator: torch.Generator, share: Share = WHOLE
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[Batch]:
         """Whole batches in a new order, with new crops and flips."""
         sampler = EpochSampler(len(self), seed=0)
         sampler.set_epoch(int(torch.randint(2**62, (), generator=generator)))
         keys, own = list(sampler), share.of(batch_size)
         starts = range(0, len(keys) - batch_size + 1, batch_size)
         shares = [key for start in starts for key in keys[start : start + batch_size][own]]
-        yield from self._load(own.stop - own.start, shares, drop_last=True)
+        for x, y in self._load(own.stop - own.start, shares, drop_last=True):
+            yield Batch(x, y)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in the order of their paths."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["WHOLE", "Share", "Split", "Splits", "TensorSplit"]
+__all__ = ["WHOLE", "Batch", "Share", "Split", "Splits", "TensorSplit"]
 
 
 class Share(NamedTuple):
@@ -28,6 +28,23 @@ class Share(NamedTuple):
 WHOLE = Share()
 
 
+class Batch(NamedTuple):
+    """A batch to train on.
+
+    Attributes
+    ----------
+    x, y : Any
+        Inputs and labels.
+    ids : Tensor or None
+        (n,) int64 on the CPU, the samples' positions in the order of :meth:`Split.batches`; None
+        where a sample is another one in every epoch.
+    """
+
+    x: Any
+    y: Any
+    ids: Tensor | None = None
+
+
 class Split(Protocol):
     """A part of the data."""
 
@@ -36,8 +53,8 @@ class Split(Protocol):
 
     def shuffled(
         self, batch_size: int, generator: torch.Generator, share: Share = WHOLE
-    ) -> Iterator[tuple[Any, Any]]:
-        """Whole batches (input, label) in a new order, drawn from the generator alone.
+    ) -> Iterator[Batch]:
+        """Whole batches in a new order, drawn from the generator alone.
 
         With a `share`, that of each.
 
@@ -45,7 +62,7 @@ class Split(Protocol):
         """
 
     def batches(self) -> Iterator[tuple[Any, Any]]:
-        """All samples in a fixed order, for evaluation."""
+        """All samples (inputs, labels) in a fixed order, for evaluation."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +98,7 @@ class TensorSplit:
     >>> import torch
     >>> from pyguide.data.splits import TensorSplit
     >>> split = TensorSplit(torch.randn(10, 3), torch.arange(10))
-    >>> [len(y) for _, y in split.shuffled(4, torch.Generator())]
+    >>> [len(batch.y) for batch in split.shuffled(4, torch.Generator())]
     [4, 4]
     """
 
@@ -94,12 +111,14 @@ class TensorSplit:
 
     def shuffled(
         self, batch_size: int, generator: torch.Generator, share: Share = WHOLE
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[Batch]:
         # On the CPU on every device, so that the order does not depend on it.
-        order = torch.randperm(len(self), generator=generator).to(self.y.device)
+        order = torch.randperm(len(self), generator=generator)
+        there = order.to(self.y.device)
         for start in range(0, len(self) - batch_size + 1, batch_size):
-            batch = order[start : start + batch_size][share.of(batch_size)]
-            yield self.x[batch], self.y[batch]
+            own = share.of(batch_size)
+            ids, batch = (o[start : start + batch_size][own] for o in (order, there))
+            yield Batch(self.x[batch], self.y[batch], ids)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(self), self.evaluation_batch):

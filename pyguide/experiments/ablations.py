@@ -92,6 +92,7 @@ def _guide_arms() -> list[Arm]:
             "worse",
             changes={"guide_input": "noise"},
             baseline=guide,
+            judged_by_loss=True,
         )
         for guide in _GUIDES
     ]

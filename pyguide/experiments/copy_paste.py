@@ -16,7 +16,12 @@ from pyguide.data.splits import Splits
 from pyguide.errors import UserError
 from pyguide.experiments.harness.config import option
 from pyguide.experiments.harness.experiment import Experiment, three_arms
-from pyguide.experiments.harness.sequences import SequenceConfig, TokenSetting, check_heads
+from pyguide.experiments.harness.sequences import (
+    SequenceConfig,
+    TokenSetting,
+    check_heads,
+    guide_outputs_option,
+)
 from pyguide.experiments.networks import RNN, CausalTransformer
 
 __all__ = ["EXPERIMENT", "CopyPasteSetting", "Small", "SmallConfig"]
@@ -125,6 +130,7 @@ class PaperConfig(SmallConfig):
     epochs: int = option(100, "epochs of the target", least=1, target_only=True)
     guide_epochs: int = option(100, "epochs of the trained guides", least=1)
     guide_lr: float = option(1e-4, "learning rate of the trained guides")
+    guide_outputs: str = guide_outputs_option("computed")
     min_length: int = option(20, "symbols of the shortest sequence", least=1)
     max_length: int = option(40, "symbols of the longest sequence", least=1)
     train_size: int = option(80_000, "sequences to train on", least=1)

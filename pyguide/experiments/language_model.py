@@ -21,6 +21,7 @@ from pyguide.experiments.harness.sequences import (
     SequenceConfig,
     TokenSetting,
     check_heads,
+    guide_outputs_option,
 )
 from pyguide.experiments.networks import RNN, CausalTransformer
 
@@ -139,6 +140,7 @@ class PaperConfig(SmallConfig):
     epochs: int = option(100, "epochs of the target", least=1, target_only=True)
     guide_epochs: int = option(100, "epochs of the trained guides", least=1)
     guide_lr: float = option(1e-4, "learning rate of the trained guides")
+    guide_outputs: str = guide_outputs_option("computed")
     data: str | None = option(
         None, "folder of wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens", is_path=True
     )

@@ -12,14 +12,14 @@ def test_batches_are_whole_and_in_an_order_that_the_generator_gives():
 
     def epochs(seed, n):
         generator = torch.Generator().manual_seed(seed)
-        return [[y.tolist() for _, y in split.shuffled(4, generator)] for _ in range(n)]
+        return [[y.tolist() for _, y, _ in split.shuffled(4, generator)] for _ in range(n)]
 
     first, second = epochs(1, 2)
     assert [len(batch) for batch in first] == [4, 4]
     assert len({*first[0], *first[1]}) == 8
     assert first != second and epochs(1, 2) == [first, second] != epochs(2, 2)
-    for x, y in split.shuffled(4, torch.Generator()):
-        assert torch.equal(x[:, 0], y.float())
+    for x, y, ids in split.shuffled(4, torch.Generator()):
+        assert torch.equal(x[:, 0], y.float()) and torch.equal(y, ids)
 
 
 def test_evaluation_covers_every_sample_once():

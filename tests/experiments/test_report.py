@@ -23,6 +23,7 @@ def run(arm, seed, val_losses, accuracies):
             "epoch": i + 1,
             "val_loss": loss,
             "task_loss": loss / 2,
+            "test_loss": 2 * loss,
             **{f"{split}_accuracy": a for split in ("val", "test")},
             "train_accuracy": min(1.0, 2 * a),
         }
@@ -134,6 +135,19 @@ def test_what_the_paper_says_without_a_number():
     assert "verdict" not in summarize(arms=[arms[0], nothing])["untrained"]
 
 
+def test_a_verdict_on_the_loss():
+    arm = replace(ARMS[2], paper=None, expected="worse", judged_by_loss=True)
+    summary = summarize(arms=[ARMS[0], arm])
+    # 2 * 1.0 in epoch 3 against 2 * 1.1 in epoch 2: less, whatever the accuracy.
+    found = summary["untrained"]
+    assert found["loss_difference"]["by_seed"] == pytest.approx({"1": -0.2, "2": -0.2})
+    assert found["verdict"] == "not reproduced"
+    better = summarize(arms=[ARMS[0], replace(arm, expected="better")])["untrained"]
+    assert better["verdict"] == "reproduced"
+    text = report.table(SETTING, SETTING.config, [ARMS[0], arm], results(summary=summary))
+    assert rows(text)["untrained guide"][2] == "not reproduced (loss -0.20 ± 0.00)"
+
+
 def test_the_summary_does_not_depend_on_the_order_of_completion():
     summaries = [summarize(order) for order in itertools.permutations(RUNS)]
     assert all(summary == summaries[0] for summary in summaries)
@@ -233,6 +247,7 @@ def test_another_metric():
                 "epoch": 1,
                 "val_loss": 4.0,
                 "task_loss": 3.0,
+                "test_loss": 4.0,
                 "train_perplexity": 50.0,
                 "val_perplexity": 60.0,
                 "test_perplexity": run["test_perplexity"],

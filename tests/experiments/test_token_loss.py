@@ -131,7 +131,9 @@ def test_a_lower_perplexity_is_what_the_paper_has(scale, difference, verdict):
             run = {"key": f"{arm.name}{seed}", "arm": arm.name, "seed": seed}
             scores = {f"{split}_perplexity": value for split in ("train", "val", "test")}
             runs.append(run | scores)
-            records[run["key"]] = [{"epoch": 1, "val_loss": 4.0, "task_loss": 4.0, **scores}]
+            records[run["key"]] = [
+                {"epoch": 1, "val_loss": 4.0, "task_loss": 4.0, "test_loss": 4.0, **scores}
+            ]
     summary = summarize(setting.arms, runs, records.__getitem__, setting.metric)
     for arm in ("trained", "untrained"):
         assert summary[arm]["difference"]["mean"] == pytest.approx(difference)

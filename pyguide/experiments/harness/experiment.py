@@ -19,18 +19,20 @@ from pyguide.data.splits import Split, Splits
 from pyguide.errors import UserError
 from pyguide.experiments.harness.config import Config
 from pyguide.experiments.harness.shares import Processes
-from pyguide.guidance import Guidance, gaussian_noise
+from pyguide.guidance import Guidance, GuideCache, gaussian_noise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pyguide.experiments.harness.objectives import Losses
 
-__all__ = ["Arm", "Experiment", "Metric", "Setting", "three_arms"]
+__all__ = ["Arm", "Experiment", "Metric", "Result", "Setting", "three_arms"]
 
 C = TypeVar("C", bound=Config)
 
 Optimization = tuple[Optimizer, "LRScheduler | None"]
+# Mean and standard error.
+Result = tuple[float, "float | None"]
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,12 @@ class Arm:
         Fields of the :class:`Config` that differ in this arm.
     baseline : str or None
         The arm whose results are subtracted, seed by seed.
-    paper : (float, float) or None
-        The paper's mean and standard error, in the metric's unit.
+    paper : (float, float or None) or None
+        The paper's mean, and its standard error where there is one, in the metric's unit.
     expected : "better", "worse" or None
         Than the baseline, where the paper says so without a number.
+    judged_by_loss : bool
+        Whether the paper says it of the loss; the verdict is then on the test loss.
     method : "guidance", "distillation" or "initialization"
         What the guide is used for: guidance in training; as a teacher; or to align the target
         with it before training, see :meth:`Setting.initialize`.
@@ -94,12 +98,13 @@ class Arm:
     options: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
     baseline: str | None = "none"
-    paper: tuple[float, float] | None = None
+    paper: Result | None = None
     expected: str | None = None
+    judged_by_loss: bool = False
     method: str = "guidance"
 
 
-def three_arms(**paper: tuple[float, float]) -> tuple[Arm, ...]:
+def three_arms(**paper: Result) -> tuple[Arm, ...]:
     """The paper's arms: no guide, a trained guide, an untrained guide."""
     return (
         Arm("none", "no guide", baseline=None, paper=paper.get("none")),
@@ -179,7 +184,18 @@ class Setting(ABC, Generic[C]):
         """Which layers are compared: what :class:`pyguide.Guidance` takes as its `pairs`."""
         return config.pairs
 
-    def guidance(self, target: nn.Module, guide: nn.Module, config: C, arm: Arm) -> Guidance:
+    def guide_cache(self, config: C, data: Splits) -> GuideCache | None:
+        """What keeps the guide's activations on the training data; None: it runs in every step."""
+        return None
+
+    def guidance(
+        self,
+        target: nn.Module,
+        guide: nn.Module,
+        config: C,
+        arm: Arm,
+        cache: GuideCache | None = None,
+    ) -> Guidance:
         """What guides the target in an arm."""
         options = {
             "pairs": self.pairs(target, guide, config, arm),
@@ -187,6 +203,7 @@ class Setting(ABC, Generic[C]):
             "weight": config.weight,
             "release_at": config.release_at or None,
             "guide_mode": config.guide_mode,
+            "guide_cache": cache,
             "timed": True,
         }
         if config.guide_input == "noise":
@@ -202,9 +219,11 @@ class Setting(ABC, Generic[C]):
         """Align a new target before its training, in an arm of that method; return a record."""
         raise NotImplementedError(f"{self.title}: no initialization")
 
-    def guidance_loss(self, guidance: Guidance, x: Any, y: Any) -> Tensor:
+    def guidance_loss(
+        self, guidance: Guidance, x: Any, y: Any, ids: Tensor | None = None
+    ) -> Tensor:
         """The guidance term of a batch."""
-        return guidance.loss(x)
+        return guidance.loss(x, sample_ids=ids if guidance.guide_cache is not None else None)
 
     def task_loss(self, output: Any, y: Any) -> Tensor:
         """The task's loss of a batch."""

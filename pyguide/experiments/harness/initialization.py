@@ -81,5 +81,5 @@ def _endless(
     split: Split, batch_size: int, generator: torch.Generator, share: Share
 ) -> Iterator[Any]:
     while True:
-        for x, _ in split.shuffled(batch_size, generator, share):
-            yield x
+        for batch in split.shuffled(batch_size, generator, share):
+            yield batch.x

@@ -7,15 +7,15 @@ part, the dropout masks, so their differences can be taken pair by pair.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pyguide.data.splits import Splits
+from pyguide.data.splits import Split, Splits
 from pyguide.experiments.harness.checkpoint import Checkpoint
 from pyguide.experiments.harness.config import GRID_FIELDS, Config, target_only_fields
 from pyguide.experiments.harness.experiment import Arm, Setting
@@ -168,7 +168,7 @@ class TargetJob:
             seed=self.seed,
             epochs=config.epochs,
             batch_size=config.batch_size,
-            objective=self._objective(target, guide),
+            objective=self._objective(target, guide, data),
             clip=config.clip,
             score_test=not self.sweep,
             details=None if self.sweep else lambda model: self.setting.details(model, config, data),
@@ -189,13 +189,18 @@ class TargetJob:
             guide.load_state_dict(load_tensors(self.files.guide if given is None else Path(given)))
         return guide
 
-    def _objective(self, target: nn.Module, guide: nn.Module | None) -> Objective:
+    def _objective(self, target: nn.Module, guide: nn.Module | None, data: Splits) -> Objective:
         setting, arm = self.setting, self.arm
         if guide is None or arm.method == "initialization":
             return Objective(setting)
         if arm.method == "distillation":
             return Distilled(setting, guide, **arm.options)
-        return Guided(setting, setting.guidance(target, guide, self.config, arm))
+        cache = setting.guide_cache(self.config, data)
+        guidance = setting.guidance(target, guide, self.config, arm, cache)
+        if cache is not None:
+            # Before the first step, in an order of its own: a job that goes on has the same bits.
+            cache.fill(guidance, _numbered(data.train))
+        return Guided(setting, guidance)
 
     def _preparation(
         self, target: nn.Module, guide: nn.Module | None, data: Splits
@@ -214,6 +219,14 @@ class TargetJob:
             return record
 
         return align
+
+
+def _numbered(split: Split) -> Iterator[tuple[Tensor, Any]]:
+    """The samples of a split with their positions."""
+    start = 0
+    for x, y in split.batches():
+        yield torch.arange(start, start + len(y)), x
+        start += len(y)
 
 
 def _new_guide(setting: Setting[Any], config: Config, data: Splits, seed: int) -> nn.Module:

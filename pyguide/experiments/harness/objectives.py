@@ -47,8 +47,8 @@ class Objective:
     def __init__(self, setting: Setting[Any]) -> None:
         self.setting = setting
 
-    def __call__(self, model: nn.Module, x: Any, y: Any) -> Losses:
-        """Run the model on a batch."""
+    def __call__(self, model: nn.Module, x: Any, y: Any, ids: Tensor | None = None) -> Losses:
+        """Run the model on a batch; `ids` are those of :class:`~pyguide.data.splits.Batch`."""
         output = model(x)
         task = self.setting.task_loss(output, y)
         return Losses(output, task, {"task": task})
@@ -75,11 +75,11 @@ class Guided(Objective):
         super().__init__(setting)
         self.guidance = guidance
 
-    def __call__(self, model: nn.Module, x: Any, y: Any) -> Losses:
+    def __call__(self, model: nn.Module, x: Any, y: Any, ids: Tensor | None = None) -> Losses:
         with self.guidance.capture():
             output = model(x)
         task = self.setting.task_loss(output, y)
-        guidance = self.setting.guidance_loss(self.guidance, x, y)
+        guidance = self.setting.guidance_loss(self.guidance, x, y, ids)
         return Losses(output, task + guidance, {"task": task, "guidance": guidance})
 
     def step(self) -> None:
@@ -123,7 +123,7 @@ class Distilled(Objective):
         self.alpha, self.temperature = alpha, temperature
         self._clock = StepClock(teacher)
 
-    def __call__(self, model: nn.Module, x: Any, y: Any) -> Losses:
+    def __call__(self, model: nn.Module, x: Any, y: Any, ids: Tensor | None = None) -> Losses:
         self._clock.start_step()
         output = model(x)
         task = self.setting.task_loss(output, y)

@@ -62,7 +62,7 @@ def results_table(runs: Sequence[Run]) -> list[str]:
             cells = [
                 _score(metric, own["test"]),
                 _difference(metric, own, "difference", labels),
-                own.get("verdict") or "–",
+                _verdict(own),
                 _difference(metric, own, "gap_difference", labels),
                 own.get("gap_verdict") or "–",
                 str(own["difference"]["n"]),
@@ -102,13 +102,13 @@ def _result_lines(setting: Setting[Any], arms: Sequence[Arm], results: dict[str,
             cells = [
                 _score(metric, own["test"]),
                 _difference(metric, own, "difference", labels),
-                *([own.get("verdict") or "–"] if judged else []),
+                *([_verdict(own)] if judged else []),
                 _score(metric, own["test_at_own_epochs"]),
                 str(own["epoch"]),
                 str(own["test"]["n"]),
             ]
         rate = f"{rates[arm.name]:g}" if arm.name in rates else "–"
-        paper = "–" if arm.paper is None else f"{arm.paper[0]:.2f} ± {arm.paper[1]:.2f}"
+        paper = "–" if arm.paper is None else _mean_and_error(*arm.paper)
         rows.append([arm.label, *cells, rate, *([paper] if papers else [])])
     lines = [
         *markdown_table(rows),
@@ -140,6 +140,14 @@ def _difference(
     baseline = own["baseline"]
     first = next(iter(labels))
     return text if baseline == first else f"{text} ({labels.get(baseline, baseline)})"
+
+
+def _verdict(own: Mapping[str, Any]) -> str:
+    """On the metric; or on the loss, whose difference is then named."""
+    text = own.get("verdict") or "–"
+    if "loss_difference" not in own:
+        return text
+    return f"{text} (loss {_score(Metric(scale=1.0), own['loss_difference'], '+')})"
 
 
 def _gap_lines(setting: Setting[Any], arms: Sequence[Arm], results: dict[str, Any]) -> list[str]:
@@ -271,8 +279,12 @@ def _guide_line(metric: Metric, guides: Sequence[Mapping[str, Any]]) -> str:
 
 def _score(metric: Metric, statistics: Mapping[str, Any], sign: str = "") -> str:
     error = statistics["standard_error"]
-    mean = f"{metric.scale * statistics['mean']:{sign}.2f}"
-    return mean if error is None else f"{mean} ± {metric.scale * error:.2f}"
+    scaled = None if error is None else metric.scale * error
+    return _mean_and_error(metric.scale * statistics["mean"], scaled, sign)
+
+
+def _mean_and_error(mean: float, error: float | None, sign: str = "") -> str:
+    return f"{mean:{sign}.2f}" if error is None else f"{mean:{sign}.2f} ± {error:.2f}"
 
 
 def markdown_table(rows: list[list[str]]) -> list[str]:

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from pyguide.data.splits import Split
+from pyguide.data.splits import Split, Splits
 from pyguide.data.tokens import IGNORED
 from pyguide.errors import UserError
 from pyguide.experiments.harness.config import Config, option
 from pyguide.experiments.harness.experiment import Arm, Metric, Optimization, Setting
 from pyguide.experiments.harness.objectives import Losses
 from pyguide.experiments.harness.shares import Processes
-from pyguide.guidance import Guidance
+from pyguide.guidance import Guidance, GuideCache
 from pyguide.guidance.rules import even_pairs
 
 __all__ = [
@@ -27,11 +27,23 @@ __all__ = [
     "SequenceSetting",
     "TokenSetting",
     "check_heads",
+    "guide_outputs_option",
     "layer_pairs",
 ]
 
 #: exp of the mean cross-entropy of a word.
 PERPLEXITY = Metric("perplexity", "perplexity", unit="", scale=1.0, higher_is_better=False)
+
+
+def guide_outputs_option(default: str) -> Any:
+    """A field for what is done with the guide's activations: little memory, or little work."""
+    return option(
+        default,
+        "whether the guide's layers on the training data are computed once and kept in memory, or "
+        "computed in every step",
+        choices=("kept", "computed"),
+        target_only=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,7 @@ class SequenceConfig(Config):
     )
     clip: float = option(1.0, "norm to which gradients are clipped")
     guide_lr: float = option(1e-3, "learning rate of the trained guides")
+    guide_outputs: str = guide_outputs_option("kept")
     data_seed: int = option(0, "seed of the generated data", least=0)
 
 
@@ -89,8 +102,18 @@ class SequenceSetting(Setting[S]):
             f"{config.clip:g}."
         )
 
-    def guidance_loss(self, guidance: Guidance, x: Any, y: Any) -> Tensor:
-        return guidance.loss(x, mask=None if self.padding is None else x != self.padding)
+    def guide_cache(self, config: S, data: Splits) -> GuideCache | None:
+        # The paper's rules look for layers in a first step, which filling the cache is not.
+        if config.guide_outputs == "computed" or config.pairs.startswith("paper"):
+            return None
+        return GuideCache(samples=len(data.train))
+
+    def guidance_loss(
+        self, guidance: Guidance, x: Any, y: Any, ids: Tensor | None = None
+    ) -> Tensor:
+        mask = None if self.padding is None else x != self.padding
+        ids = None if guidance.guide_cache is None else ids
+        return guidance.loss(x, mask=mask, sample_ids=ids)
 
 
 class TokenSetting(SequenceSetting[S]):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pyguide.experiments.harness.experiment import Arm, Metric
+from pyguide.experiments.harness.experiment import Arm, Metric, Result
 
 __all__ = ["mean_and_error", "summarize", "verdict"]
 
@@ -96,12 +96,12 @@ def summarize(
     Returns
     -------
     dict
-        By arm: ``epoch``, ``test``, ``test_at_own_epochs``, ``gap``, ``loss_gap``,
-        ``final_train`` and ``final_val``, where steps were timed ``times``, and where there are
-        runs of the baseline with the same seeds ``baseline``, ``difference`` and
-        ``gap_difference``, with ``verdict`` and ``gap_verdict`` where the paper says what to
-        expect. The statistics are dicts of ``by_seed``, ``mean``, ``standard_error`` (None for
-        one seed) and ``n``.
+        By arm: ``epoch``, ``test``, ``test_loss``, ``test_at_own_epochs``, ``gap``, ``loss_gap``,
+        ``final_train`` and ``final_val``, and where steps were timed ``times``. Where there are
+        runs of the baseline with the same seeds, also ``baseline``, ``difference``,
+        ``gap_difference``, and of an arm judged by it ``loss_difference``; with ``verdict`` and
+        ``gap_verdict`` where the paper says what to expect. The statistics are dicts of
+        ``by_seed``, ``mean``, ``standard_error`` (None for one seed) and ``n``.
     """
     summary: dict[str, Any] = {}
     for arm in arms:
@@ -129,6 +129,7 @@ def _scores(
     scores = {
         "epoch": epoch,
         "test": _statistics({s: log[epoch - 1][f"test_{metric.key}"] for s, log in logs.items()}),
+        "test_loss": _statistics({s: log[epoch - 1]["test_loss"] for s, log in logs.items()}),
         "test_at_own_epochs": _statistics({r["seed"]: r[f"test_{metric.key}"] for r in runs}),
         "final_train": _statistics({s: record[train] for s, record in last.items()}),
         "final_val": _statistics({s: record[val] for s, record in last.items()}),
@@ -152,7 +153,7 @@ def _median(values: Sequence[float]) -> float:
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
-def _expected_sign(arm: Arm, baseline: tuple[float, float] | None, metric: Metric) -> int | None:
+def _expected_sign(arm: Arm, baseline: Result | None, metric: Metric) -> int | None:
     """The sign of the difference in the paper; None if it has none."""
     if arm.expected is not None:
         return 1 if (arm.expected == "better") == metric.higher_is_better else -1
@@ -174,7 +175,11 @@ def _compared(
     if difference is None or gap is None:
         return found
     found = {"baseline": arm.baseline, "difference": difference, "gap_difference": gap}
-    if sign is not None:
+    if arm.judged_by_loss:
+        found["loss_difference"] = _difference(own["test_loss"], baseline["test_loss"])
+        worse = 1 if arm.expected == "worse" else -1
+        found["verdict"] = verdict(found["loss_difference"], worse)
+    elif sign is not None:
         found["verdict"] = verdict(difference, sign)
     if judge_gap:
         found["gap_verdict"] = verdict(gap, -1)

@@ -193,7 +193,7 @@ def write_report(out: Path, experiments: Mapping[str, Experiment]) -> Path:
         arms = setting.variants(config)
         summary.append((name, setting, arms, results))
         text = table(setting, config, arms, results).replace("# ", f"## {name}: ", 1)
-        sections.append(f"{text}\n{_facts(path, results)}\n")
+        sections.append(f"{text}\n{_facts(path, scale, results)}\n")
         for picture in pictures(path) if results["runs"] else ():
             sections.append(f"![{name}: {picture.stem}]({name}/{picture.name})\n")
     smoke = ["**Smoke runs (`--quick`): these numbers say nothing.**", ""] if quick else []
@@ -204,8 +204,8 @@ def write_report(out: Path, experiments: Mapping[str, Experiment]) -> Path:
     return report
 
 
-def _facts(path: Path, results: Mapping[str, Any]) -> str:
-    """Versions, and the time that the jobs took together."""
+def _facts(path: Path, scale: str, results: Mapping[str, Any]) -> str:
+    """Scale, the time that the jobs took together, and versions."""
     used = read_json(path / "config.json")["versions"]
     versions = ", ".join(f"{name} {value}" for name, value in used.items() if value is not None)
     jobs: Sequence[Mapping[str, Any]] = [
@@ -214,4 +214,4 @@ def _facts(path: Path, results: Mapping[str, Any]) -> str:
         *results["runs"],
     ]
     seconds = sum(job.get("seconds", 0.0) for job in jobs)
-    return f"{len(jobs)} jobs of {seconds / 60:.0f} minutes in all; {versions}."
+    return f"Scale {scale}; {len(jobs)} jobs of {seconds / 60:.0f} minutes in all; {versions}."

@@ -210,8 +210,8 @@ class Trainer:
         times: dict[str, list[float]] = {}
         share = self.processes.share
         batches = self.data.train.shuffled(self.batch_size, self.generator, share)
-        for step, (x, y) in enumerate(batches):
-            losses = self.objective(self.trained, x, y)
+        for step, (x, y, ids) in enumerate(batches):
+            losses = self.objective(self.trained, x, y, ids)
             if step == 0:
                 parts = losses.parts.items()
                 norms = {f"{name}_grad_norm": self._grad_norm(loss) for name, loss in parts}
