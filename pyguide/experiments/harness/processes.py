@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pyguide.errors import UserError
+from pyguide.experiments.harness.allocation import keep_freed_memory
 from pyguide.experiments.harness.progress import Job, Progress, Task
 
 __all__ = ["run_tasks", "worker_count"]
@@ -171,6 +172,8 @@ def _work(job: Job, threads: int, sender: Connection) -> None:
     import torch
 
     _end_with_parent()
+    if multiprocessing.parent_process() is not None:
+        keep_freed_memory()
     torch.set_num_threads(threads)
     try:
         result = job.run(_PipeReport(sender))
