@@ -39,23 +39,23 @@ _SEED_OFFSET = 4_000_037
 
 @dataclass(frozen=True)
 class SmallConfig(SequenceConfig):
-    """The paper's networks and lengths."""
+    """The paper's widths and lengths, and a narrower feed-forward layer."""
 
     lr: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("none", "trained", "untrained"), 1e-3)
     )
-    epochs: int = option(20, "epochs of the target", least=1, target_only=True)
-    guide_epochs: int = option(20, "epochs of the trained guides", least=1)
+    epochs: int = option(10, "epochs of the target", least=1, target_only=True)
+    guide_epochs: int = option(4, "epochs of the trained guides", least=1)
     guide_lr: float = option(1e-2, "learning rate of the trained guides")
     min_length: int = option(2, "bits of the shortest string", least=1)
     max_length: int = option(50, "bits of the longest string", least=1)
-    train_size: int = option(20_000, "strings to train on", least=1)
+    train_size: int = option(80_000, "strings to train on", least=1)
     held_out_size: int = option(2_000, "strings to validate on, and to test on", least=1)
     width: int = option(64, "features of the Transformer", least=2, target_only=True)
     layers: int = option(1, "blocks of the Transformer", least=1, target_only=True)
     heads: int = option(4, "attention heads of the Transformer", least=1, target_only=True)
     feed_forward: int = option(
-        2048, "units of a block's feed-forward layer", least=1, target_only=True
+        256, "units of a block's feed-forward layer", least=1, target_only=True
     )
     guide_width: int = option(64, "units of a layer of the RNN", least=1)
     guide_layers: int = option(1, "layers of the RNN", least=1)
@@ -151,7 +151,7 @@ class ParitySetting(SequenceSetting[SmallConfig]):
 
 
 class Small(ParitySetting):
-    """The paper's networks and lengths, on fewer strings."""
+    """The paper's widths and lengths, for fewer epochs."""
 
     title = "Parity of bit strings"
     config = SmallConfig()
@@ -169,13 +169,15 @@ class Small(ParitySetting):
 
 @dataclass(frozen=True)
 class PaperConfig(SmallConfig):
-    """As many strings and epochs as the paper."""
+    """The paper's feed-forward layer, epochs, and strings held out."""
 
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     epochs: int = option(100, "epochs of the target", least=1, target_only=True)
     guide_epochs: int = option(100, "epochs of the trained guides", least=1)
-    train_size: int = option(80_000, "strings to train on", least=1)
     held_out_size: int = option(10_000, "strings to validate on, and to test on", least=1)
+    feed_forward: int = option(
+        2048, "units of a block's feed-forward layer", least=1, target_only=True
+    )
 
 
 class Paper(ParitySetting):
@@ -191,7 +193,7 @@ EXPERIMENT = Experiment(
     summary="a Transformer that tells the parity of bits, with and without an RNN as its guide",
     description="""\
 Train a Transformer encoder to tell whether a string of bits has an odd number of ones, alone and
-with a recurrent network as its guide, trained or untrained; the networks are the paper's. A picture
+with a recurrent network as its guide, trained or untrained; their widths are the paper's. A picture
 has the accuracy by length, up to twice the lengths trained on.""",
     scales={"default": Small(), "paper": Paper()},
     examples=(
