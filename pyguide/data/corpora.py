@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, files
@@ -110,7 +111,8 @@ def _read(path: Path) -> str:
 
 def _lines(path: Path) -> list[str]:
     words: list[str] = []
-    for line in _read(path).splitlines():
+    # A line ends with "\n" alone: str.splitlines has other ends too, in the middle of lines.
+    for line in io.StringIO(_read(path)):
         # One string a different word: WikiText-103 has a hundred million words.
         words += [*map(sys.intern, line.split()), _END_OF_LINE]
     return words

@@ -90,11 +90,10 @@ class Small(copy_paste.Small):
     def pairs(
         self, target: nn.Module, guide: nn.Module, config: copy_paste.SmallConfig, arm: Arm
     ) -> Any:
-        pairs = super().pairs(target, guide, config, arm)
         if arm.name.startswith(_ONE_GUIDE_LAYER):
-            last = layer_pairs(target, guide, "last:1")[0][1]
-            return [(path, last) for path, _ in pairs]
-        return pairs
+            pairs = layer_pairs(target, guide, "even")
+            return [(path, pairs[-1][1]) for path, _ in pairs]
+        return super().pairs(target, guide, config, arm)
 
     def is_compared(self, arm: Arm) -> bool:
         return arm.name.partition(",")[0] in ("none", "trained", "untrained")

@@ -52,6 +52,14 @@ def test_wikitext_keeps_its_words_and_the_ends_of_lines(tmp_path):
     }
 
 
+def test_a_line_of_wikitext_ends_with_a_line_feed_alone(tmp_path):
+    # Of these str.splitlines makes ends of lines.
+    for file in WIKITEXT_FILES.values():
+        (tmp_path / file).write_bytes("a\u2028b \x85 c\x1cd\r\ne\n".encode())
+    expected = ["a", "b", "c", "d", "<eos>", "e", "<eos>"]
+    assert wikitext(tmp_path) == dict.fromkeys(WIKITEXT_FILES, expected)
+
+
 @pytest.mark.parametrize("missing", WIKITEXT_FILES.values())
 def test_a_missing_file_of_wikitext_is_named(missing, tmp_path):
     for file in WIKITEXT_FILES.values():

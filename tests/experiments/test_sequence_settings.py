@@ -158,6 +158,8 @@ def test_the_tokens_of_padding_are_the_datas():
     ("name", "options", "message"),
     [
         ("copy-paste", ["--guide-input", "noise"], "--guide-input: tokens have no noise"),
+        ("copy-paste", ["--guide-mode", "calibrated"], "--guide-mode: guides of sequences have no"),
+        ("parity", ["--vary", "guide_mode=eval,batch_stats"], "--guide-mode: guides of sequences"),
         ("copy-paste", ["--clip", "0"], "--clip: expected a norm above 0, got 0"),
         ("copy-paste", ["--clip", "nan"], "--clip: expected a finite number"),
         ("copy-paste", ["--pairs", "first:9"], "--pairs first:9: there are 3 pairs of layers"),
@@ -192,6 +194,16 @@ def test_options_are_checked_before_any_work(name, options, message, tmp_path, m
         code = error.code
     assert code == 2 and message.format(here=tmp_path) in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--batch-size", "--guide-batch-size"])
+def test_varied_data_must_fill_a_batch_too(option, tmp_path, capsys):
+    sizes = ["--train-size", "64", "--held-out-size", "8", "--vary", "train_size=64,48"]
+    small = ["--batch-size", "32", "--guide-batch-size", "32", option, "64"]
+    out = tmp_path / "run"
+    assert main(["train", "copy-paste", *sizes, *small, "--out", str(out)]) == 2
+    expected = f"{option}: 48 training samples do not fill a batch of 64"
+    assert expected in capsys.readouterr().err and not (out / "jobs").exists()
 
 
 def test_the_package_of_the_texts_is_needed_only_for_them(tmp_path, monkeypatch, capsys):

@@ -106,6 +106,15 @@ def test_perplexity_is_that_of_the_mean_loss_of_all_words():
     assert metrics["perplexity"].item() == pytest.approx(math.exp(mean), rel=1e-5)
 
 
+def test_a_perplexity_that_is_too_large_is_infinite():
+    model = Table(2, 2)
+    with torch.no_grad():
+        model.logits.copy_(torch.tensor([[0.0, 1e4], [0.0, 1e4]]))
+    x = torch.zeros(3, 4, dtype=torch.int64)
+    found = LANGUAGE.evaluate(model, TensorSplit(x, x))
+    assert found == {"loss": pytest.approx(1e4), "perplexity": math.inf}
+
+
 def test_an_evaluation_is_in_evaluation_mode_and_without_gradients():
     class Checked(Table):
         def forward(self, x):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from pyguide.data.splits import Splits
 from pyguide.errors import UserError
-from pyguide.experiments.harness.config import Config
+from pyguide.experiments.harness.config import GRID_FIELDS, Config, target_only_fields
 from pyguide.experiments.harness.consistency import consistency_of_groups
 from pyguide.experiments.harness.curves import plot_curves, plot_differences
 from pyguide.experiments.harness.experiment import Experiment
@@ -61,8 +61,7 @@ class Run:
     def __call__(self) -> dict[str, Any]:
         """Do what the folder lacks; write and return the results."""
         with writing(self.folder.path):
-            # Made, and found whole, before any job reads it.
-            self._check_batches(self.setting.data(self.config, self.folder.cache))
+            self._check_data()
         sweep = self._pending(self.sweep)
         final = self._pending(self._final_tasks(self._rates(assumed=True)))
         planned = list({task.key: task for task in [*sweep, *final]}.values())
@@ -83,16 +82,24 @@ class Run:
         finally:
             self.progress.close()
 
-    def _check_batches(self, data: Splits) -> None:
+    def _check_data(self) -> None:
+        """All data are made, and found whole, before any job reads them; each fills a batch."""
+        samples: dict[str, int] = {}
         for arm in self.arms:
             own = arm_config(self.config, arm)
+            # With --vary an arm has data of its own; a field of the target alone changes none.
+            without = {*target_only_fields(own), *GRID_FIELDS}
+            fields = {k: v for k, v in own.to_json().items() if k not in without}
+            key = json.dumps(fields, sort_keys=True)
+            if key not in samples:
+                samples[key] = len(self.setting.data(own, self.folder.cache).train)
             sizes = {"--batch-size": own.batch_size}
             if arm.guide == "trained" and own.guide_weights is None:
                 sizes["--guide-batch-size"] = own.guide_batch_size
             for name, size in sizes.items():
-                if len(data.train) < size:
+                if samples[key] < size:
                     raise UserError(
-                        f"{name}: {len(data.train)} training samples do not fill a batch of {size}"
+                        f"{name}: {samples[key]} training samples do not fill a batch of {size}"
                     )
                 if size % Processes().size:
                     raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -82,6 +81,10 @@ class SequenceSetting(Setting[S]):
     def check(self, config: S) -> None:
         if config.guide_input != "data":
             raise UserError("--guide-input: tokens have no noise; expected data")
+        if config.guide_mode != "eval":
+            raise UserError(
+                "--guide-mode: guides of sequences have no BatchNorm layers; expected eval"
+            )
         if not config.clip > 0:
             raise UserError(f"--clip: expected a norm above 0, got {config.clip:g}")
         wanted = config.pairs.partition(":")[2]
@@ -90,7 +93,9 @@ class SequenceSetting(Setting[S]):
             raise UserError(f"--pairs {config.pairs}: there are {there} pairs of layers")
 
     def pairs(self, target: nn.Module, guide: nn.Module, config: S, arm: Arm) -> Any:
-        return layer_pairs(target, guide, config.pairs)
+        # A rule of the paper's code stays what it is: pyguide.Guidance reads it.
+        is_paper = config.pairs.startswith("paper")
+        return config.pairs if is_paper else layer_pairs(target, guide, config.pairs)
 
     def target_optimizer(self, model: nn.Module, config: S, lr: float, steps: int) -> Optimization:
         return AdamW(model.parameters(), lr=lr, fused=True), None
@@ -145,7 +150,9 @@ class TokenSetting(SequenceSetting[S]):
                 right.append((output.argmax(dim=2) == y)[known].cpu())
         loss /= count
         if self.metric is PERPLEXITY:
-            return {"loss": loss, "perplexity": math.exp(loss)}
+            # Infinite where it is too large: what diverged is told by that.
+            perplexity = torch.tensor(loss, dtype=torch.float64).exp().item()
+            return {"loss": loss, "perplexity": perplexity}
         flags = torch.cat(right)
         share = flags.sum().item() / len(flags)
         return {"loss": loss, self.metric.key: share, "right": flags}
@@ -159,14 +166,9 @@ def check_heads(width: int, heads: int) -> None:
         )
 
 
-def layer_pairs(target: nn.Module, guide: nn.Module, rule: str) -> list[tuple[str, str]] | str:
-    """Pairs of the networks' ``layers``, spread evenly; all, or the first or last of them.
-
-    A rule of the paper's code stays what it is: :class:`pyguide.Guidance` reads it.
-    """
+def layer_pairs(target: nn.Module, guide: nn.Module, rule: str) -> list[tuple[str, str]]:
+    """Pairs of the networks' ``layers``, spread evenly; all, or the first or last of them."""
     kind, _, count = rule.partition(":")
-    if kind.startswith("paper"):
-        return rule
     pairs = even_pairs(_layers(target), _layers(guide))
     if kind == "first":
         return pairs[: int(count)]
