@@ -24,7 +24,7 @@ from pyguide.experiments.harness.sequences import (
 )
 from pyguide.experiments.networks import RNN, CausalTransformer
 
-__all__ = ["EXPERIMENT", "CopyPasteSetting", "Small", "SmallConfig"]
+__all__ = ["EXPERIMENT", "CopyPasteSetting", "Paper", "PaperConfig", "Small", "SmallConfig"]
 
 #: RNN <- Transformer, accuracy: mean and standard error of five seeds. The first is chance: the
 #: paper's code counts an end mark, which is always known, and not the symbol 0.

@@ -5,7 +5,7 @@ The distance, which layers are paired, and one guide layer for all layers of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -34,9 +34,18 @@ def _distance_arms() -> list[Arm]:
     ]
 
 
-def _layer_arms() -> list[Arm]:
-    # The paper's networks have four layers, these have three.
-    paper = {"first:1": 27.59, "first:2": 28.15, "last:1": 38.19, "last:2": 41.55}
+#: The paper's accuracies by the pairs that are compared, of four.
+_SUBSETS = {
+    "first:1": 27.59,
+    "first:2": 28.15,
+    "first:3": 33.93,
+    "last:1": 38.19,
+    "last:2": 41.55,
+    "last:3": 42.33,
+}
+
+
+def _layer_arms(layers: int) -> list[Arm]:
     subsets = [
         Arm(
             f"untrained-{rule.replace(':', '-')}",
@@ -45,7 +54,8 @@ def _layer_arms() -> list[Arm]:
             changes={"pairs": rule},
             paper=(accuracy, None),
         )
-        for rule, accuracy in paper.items()
+        for rule, accuracy in _SUBSETS.items()
+        if int(rule[-1]) < layers
     ]
     # Which guide layer is the paper's is not said.
     one = Arm(
@@ -57,35 +67,43 @@ def _layer_arms() -> list[Arm]:
     return [*subsets, one]
 
 
-_ARMS = (*copy_paste.Small.arms, *_distance_arms(), *_layer_arms())
+def _arms(layers: int) -> tuple[Arm, ...]:
+    return (*copy_paste.CopyPasteSetting.arms, *_distance_arms(), *_layer_arms(layers))
 
 
-def _rates() -> Mapping[str, float]:
-    shipped = copy_paste.SmallConfig().lr
-    return {arm.name: shipped[arm.guide] for arm in _ARMS}
+_SMALL, _PAPER = (
+    _arms(config.layers) for config in (copy_paste.SmallConfig, copy_paste.PaperConfig)
+)
+
+
+def _rates(arms: Sequence[Arm], shipped: Mapping[str, float]) -> Mapping[str, float]:
+    return {arm.name: shipped[arm.guide] for arm in arms}
 
 
 @dataclass(frozen=True)
 class SmallConfig(copy_paste.SmallConfig):
     """As ``copy-paste``, with its learning rates where no sweep picks them."""
 
-    arms: tuple[str, ...] = tuple(arm.name for arm in _ARMS)
+    arms: tuple[str, ...] = tuple(arm.name for arm in _SMALL)
     seeds: tuple[int, ...] = (1, 2, 3)
-    lr: Mapping[str, float] = field(default_factory=_rates)  # type: ignore[assignment]
+    lr: Mapping[str, float] = field(  # type: ignore[assignment]
+        default_factory=lambda: _rates(_SMALL, copy_paste.SmallConfig().lr)
+    )
 
 
-class Small(copy_paste.Small):
-    """Lengths 8 to 12."""
+@dataclass(frozen=True)
+class PaperConfig(copy_paste.PaperConfig):
+    """As ``copy-paste --scale paper``."""
 
-    title = "Ablations of guidance: copy-paste with short sequences"
-    arms = _ARMS
-    config = SmallConfig()
-    quick: ClassVar = {
-        **copy_paste.Small.quick,
-        "epochs": 2,
-        "arms": ("none", "untrained", "untrained-rsa", _ONE_GUIDE_LAYER),
-    }
-    protocol: ClassVar = {**copy_paste.Small.protocol, "seeds": (1, 2, 3)}
+    arms: tuple[str, ...] = tuple(arm.name for arm in _PAPER)
+    seeds: tuple[int, ...] = (1, 2, 3)
+    lr: Mapping[str, float] = field(  # type: ignore[assignment]
+        default_factory=lambda: _rates(_PAPER, copy_paste.PaperConfig().lr)
+    )
+
+
+class _Ablations(copy_paste.CopyPasteSetting):
+    """What both scales share."""
 
     def pairs(
         self, target: nn.Module, guide: nn.Module, config: copy_paste.SmallConfig, arm: Arm
@@ -99,15 +117,39 @@ class Small(copy_paste.Small):
         return arm.name.partition(",")[0] in ("none", "trained", "untrained")
 
 
+class Small(_Ablations):
+    """Lengths 8 to 12."""
+
+    title = "Ablations of guidance: copy-paste with short sequences"
+    arms = _SMALL
+    config = SmallConfig()
+    quick: ClassVar = {
+        **copy_paste.Small.quick,
+        "epochs": 2,
+        "arms": ("none", "untrained", "untrained-rsa", _ONE_GUIDE_LAYER),
+    }
+    protocol: ClassVar = {**copy_paste.Small.protocol, "seeds": (1, 2, 3)}
+
+
+class Paper(_Ablations):
+    """Lengths 20 to 40, four layers."""
+
+    title = "Ablations of guidance: copy-paste at the paper's lengths"
+    arms = _PAPER
+    config = PaperConfig()
+    protocol: ClassVar = {**copy_paste.Paper.protocol, "seeds": (1, 2, 3)}
+
+
 EXPERIMENT = Experiment(
     name="copy-paste-ablations",
     summary="copy-paste with one factor of guidance changed at a time",
     description="""\
 Train the RNN of copy-paste with one factor of guidance changed at a time: the distance, the paired
 layers, one guide layer for all layers of the target.""",
-    scales={"default": Small()},
+    scales={"default": Small(), "paper": Paper()},
     examples=(
         "pyguide train copy-paste-ablations --protocol    sweep every arm's rate, then 3 seeds",
         "pyguide train copy-paste-ablations --arms none untrained untrained-last-1",
+        "pyguide train copy-paste-ablations --scale paper --device cuda",
     ),
 )

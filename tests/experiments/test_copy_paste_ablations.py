@@ -57,3 +57,18 @@ def test_one_guide_layer_is_compared_whatever_the_rule_of_the_others(
     assert main(["train", "copy-paste-ablations", *options, "--out", str(out)]) == 0
     results = read_json(out / "results.json")
     assert results["failed"] == {} and len(results["runs"]) == 2
+
+
+def test_the_papers_scale_has_its_six_subsets_of_layers():
+    paper = copy_paste_ablations.EXPERIMENT.scales["paper"]
+    new = {arm.name: arm.paper for arm in paper.arms if arm.name not in ARMS}
+    assert new == {"untrained-first-3": (33.93, None), "untrained-last-3": (42.33, None)}
+    assert set(ARMS) < set(paper.config.arms)
+    config = paper.checked(replace(paper.config, width=8, guide_width=8, heads=2))
+    assert config.layers == 4 and set(config.lr.values()) == {1e-4}
+    (last,) = (arm for arm in paper.arms if arm.name == "untrained-last-3")
+    config = arm_config(config, last)
+    data = Splits(None, None, None, classes=10)
+    networks = paper.target(config, data), paper.guide(config, data)
+    pairs = paper.guidance(*networks, config, last).pairs
+    assert pairs == [(f"layers.{i}", f"layers.{i}") for i in (1, 2, 3)]
