@@ -5,26 +5,18 @@ The paper's copy-paste task (arXiv 2410.20035), at its lengths and small.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from torch import nn
-
 from pyguide.data.copy_paste import CopyPaste
 from pyguide.data.splits import Splits
-from pyguide.errors import UserError
 from pyguide.experiments.harness.config import option
 from pyguide.experiments.harness.experiment import Experiment, three_arms
-from pyguide.experiments.harness.sequences import (
-    SequenceConfig,
-    TokenSetting,
-    check_heads,
-    guide_outputs_option,
-)
-from pyguide.experiments.networks import RNN, CausalTransformer
+from pyguide.experiments.harness.sequences import GeneratedConfig, TokenSetting
 
-__all__ = ["EXPERIMENT", "CopyPasteSetting", "Paper", "PaperConfig", "Small", "SmallConfig"]
+__all__ = ["EXPERIMENT", "PAPER", "CopyPasteConfig", "CopyPasteSetting", "Paper", "Small"]
 
 #: RNN <- Transformer, accuracy: mean and standard error of five seeds. The first is chance: the
 #: paper's code counts an end mark, which is always known, and not the symbol 0.
@@ -32,27 +24,40 @@ _ARMS = three_arms(none=(14.35, 0.01), trained=(23.27, 1.02), untrained=(42.56, 
 _SYMBOLS = 10
 
 
+def _rates(lr: float) -> dict[str, float]:
+    return {arm.name: lr for arm in _ARMS}
+
+
 @dataclass(frozen=True)
-class SmallConfig(SequenceConfig):
+class CopyPasteConfig(GeneratedConfig):
     """Short sequences and narrow networks."""
 
-    lr: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("none", "trained", "untrained"), 1e-3)
-    )
+    lr: Mapping[str, float] = field(default_factory=lambda: _rates(1e-3))
     epochs: int = option(20, "epochs of the target", least=1, target_only=True)
     guide_epochs: int = option(15, "epochs of the trained guides", least=1)
-    min_length: int = option(8, "symbols of the shortest sequence", least=1)
-    max_length: int = option(12, "symbols of the longest sequence", least=1)
-    train_size: int = option(20_000, "sequences to train on", least=1)
-    held_out_size: int = option(2_000, "sequences to validate on, and to test on", least=1)
-    width: int = option(128, "units of a layer of the RNN", least=1, target_only=True)
-    layers: int = option(3, "layers of the RNN", least=1, target_only=True)
-    guide_width: int = option(128, "features of the Transformer", least=2)
-    guide_layers: int = option(3, "blocks of the Transformer", least=1)
-    heads: int = option(4, "attention heads of the Transformer", least=1)
 
 
-class CopyPasteSetting(TokenSetting[SmallConfig]):
+#: The paper's lengths and networks.
+PAPER = CopyPasteConfig(
+    seeds=(1, 2, 3, 4, 5),
+    lr=_rates(1e-4),
+    epochs=100,
+    guide_epochs=100,
+    guide_lr=1e-4,
+    guide_outputs="computed",
+    min_length=20,
+    max_length=40,
+    train_size=80_000,
+    held_out_size=10_000,
+    width=768,
+    layers=4,
+    guide_width=768,
+    guide_layers=4,
+    heads=12,
+)
+
+
+class CopyPasteSetting(TokenSetting[CopyPasteConfig]):
     """Sequences of ten symbols."""
 
     data_name = "copied sequences"
@@ -61,42 +66,18 @@ class CopyPasteSetting(TokenSetting[SmallConfig]):
     padding = CopyPaste(1, 1, _SYMBOLS).padding
     arms = _ARMS
 
-    def layer_counts(self, config: SmallConfig) -> tuple[int, int]:
-        return config.layers, config.guide_layers
+    def vocabulary(self, data: Splits) -> int:
+        return CopyPaste(1, 1, _SYMBOLS).vocabulary
 
-    def check(self, config: SmallConfig) -> None:
-        super().check(config)
-        if config.min_length > config.max_length:
-            raise UserError(
-                f"--min-length: {config.min_length} is above --max-length, {config.max_length}"
-            )
-        check_heads(config.guide_width, config.heads)
-
-    def data(self, config: SmallConfig, cache: Path) -> Splits:
+    def data(self, config: CopyPasteConfig, cache: Path) -> Splits:
         task = CopyPaste(config.min_length, config.max_length, _SYMBOLS)
-        sizes = (config.train_size, config.held_out_size, config.held_out_size)
-        return task.splits(sizes, config.data_seed, config.device)
+        return task.splits(config.sizes, config.data_seed, config.device)
 
-    def target(self, config: SmallConfig, data: Splits) -> nn.Module:
-        vocabulary = CopyPaste(1, 1, _SYMBOLS).vocabulary
-        return RNN(vocabulary, _SYMBOLS, width=config.width, layers=config.layers)
-
-    def guide(self, config: SmallConfig, data: Splits) -> nn.Module:
-        return CausalTransformer(
-            CopyPaste(1, 1, _SYMBOLS).vocabulary,
-            _SYMBOLS,
-            width=config.guide_width,
-            layers=config.guide_layers,
-            heads=config.heads,
-        )
-
-    def describe(self, config: SmallConfig) -> str:
+    def describe(self, config: CopyPasteConfig) -> str:
         return (
-            f"Target: RNN of {config.layers} x {config.width} (tanh); guide: causal Transformer of "
-            f"{config.guide_layers} x {config.guide_width}, {config.heads} heads. Sequences of "
-            f"{config.min_length} to {config.max_length} symbols of {_SYMBOLS}, "
-            f"{config.train_size} to train on; {self.training_text(config)} Chance is "
-            f"{100 / _SYMBOLS:g} %."
+            f"{self.networks_text(config)} Sequences of {config.min_length} to {config.max_length} "
+            f"symbols of {_SYMBOLS}, {config.train_size} to train on; "
+            f"{self.training_text(config)} Chance is {100 / _SYMBOLS:g} %."
         )
 
 
@@ -104,7 +85,7 @@ class Small(CopyPasteSetting):
     """Lengths 8 to 12."""
 
     title = "Copy-paste with short sequences"
-    config = SmallConfig()
+    config = CopyPasteConfig()
     quick: ClassVar = {
         "seeds": (1,),
         "max_length": 8,
@@ -119,34 +100,11 @@ class Small(CopyPasteSetting):
     protocol: ClassVar = {"lrs": (3e-4, 1e-3, 3e-3)}
 
 
-@dataclass(frozen=True)
-class PaperConfig(SmallConfig):
-    """The paper's lengths and networks."""
-
-    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
-    lr: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("none", "trained", "untrained"), 1e-4)
-    )
-    epochs: int = option(100, "epochs of the target", least=1, target_only=True)
-    guide_epochs: int = option(100, "epochs of the trained guides", least=1)
-    guide_lr: float = option(1e-4, "learning rate of the trained guides")
-    guide_outputs: str = guide_outputs_option("computed")
-    min_length: int = option(20, "symbols of the shortest sequence", least=1)
-    max_length: int = option(40, "symbols of the longest sequence", least=1)
-    train_size: int = option(80_000, "sequences to train on", least=1)
-    held_out_size: int = option(10_000, "sequences to validate on, and to test on", least=1)
-    width: int = option(768, "units of a layer of the RNN", least=1, target_only=True)
-    layers: int = option(4, "layers of the RNN", least=1, target_only=True)
-    guide_width: int = option(768, "features of the Transformer", least=2)
-    guide_layers: int = option(4, "blocks of the Transformer", least=1)
-    heads: int = option(12, "attention heads of the Transformer", least=1)
-
-
 class Paper(CopyPasteSetting):
     """Lengths 20 to 40, RNN 4 x 768, Transformer 4 x 768."""
 
     title = "Copy-paste at the paper's lengths"
-    config = PaperConfig()
+    config = PAPER
     protocol: ClassVar = {"lrs": (3e-5, 1e-4, 3e-4)}
 
 

@@ -6,7 +6,7 @@ The distance, which layers are paired, and one guide layer for all layers of the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import nn
@@ -72,7 +72,7 @@ def _arms(layers: int) -> tuple[Arm, ...]:
 
 
 _SMALL, _PAPER = (
-    _arms(config.layers) for config in (copy_paste.SmallConfig, copy_paste.PaperConfig)
+    _arms(config.layers) for config in (copy_paste.CopyPasteConfig(), copy_paste.PAPER)
 )
 
 
@@ -80,33 +80,17 @@ def _rates(arms: Sequence[Arm], shipped: Mapping[str, float]) -> Mapping[str, fl
     return {arm.name: shipped[arm.guide] for arm in arms}
 
 
-@dataclass(frozen=True)
-class SmallConfig(copy_paste.SmallConfig):
+def _config(arms: Sequence[Arm], of: copy_paste.CopyPasteConfig) -> copy_paste.CopyPasteConfig:
     """As ``copy-paste``, with its learning rates where no sweep picks them."""
-
-    arms: tuple[str, ...] = tuple(arm.name for arm in _SMALL)
-    seeds: tuple[int, ...] = (1, 2, 3)
-    lr: Mapping[str, float] = field(  # type: ignore[assignment]
-        default_factory=lambda: _rates(_SMALL, copy_paste.SmallConfig().lr)
-    )
-
-
-@dataclass(frozen=True)
-class PaperConfig(copy_paste.PaperConfig):
-    """As ``copy-paste --scale paper``."""
-
-    arms: tuple[str, ...] = tuple(arm.name for arm in _PAPER)
-    seeds: tuple[int, ...] = (1, 2, 3)
-    lr: Mapping[str, float] = field(  # type: ignore[assignment]
-        default_factory=lambda: _rates(_PAPER, copy_paste.PaperConfig().lr)
-    )
+    names = tuple(arm.name for arm in arms)
+    return replace(of, arms=names, seeds=(1, 2, 3), lr=_rates(arms, of.lr))
 
 
 class _Ablations(copy_paste.CopyPasteSetting):
     """What both scales share."""
 
     def pairs(
-        self, target: nn.Module, guide: nn.Module, config: copy_paste.SmallConfig, arm: Arm
+        self, target: nn.Module, guide: nn.Module, config: copy_paste.CopyPasteConfig, arm: Arm
     ) -> Any:
         if arm.name.startswith(_ONE_GUIDE_LAYER):
             pairs = layer_pairs(target, guide, "even")
@@ -122,7 +106,7 @@ class Small(_Ablations):
 
     title = "Ablations of guidance: copy-paste with short sequences"
     arms = _SMALL
-    config = SmallConfig()
+    config = _config(_SMALL, copy_paste.CopyPasteConfig())
     quick: ClassVar = {
         **copy_paste.Small.quick,
         "epochs": 2,
@@ -136,7 +120,7 @@ class Paper(_Ablations):
 
     title = "Ablations of guidance: copy-paste at the paper's lengths"
     arms = _PAPER
-    config = PaperConfig()
+    config = _config(_PAPER, copy_paste.PAPER)
     protocol: ClassVar = {**copy_paste.Paper.protocol, "seeds": (1, 2, 3)}
 
 

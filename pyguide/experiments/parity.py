@@ -16,11 +16,10 @@ from torch import nn
 
 from pyguide.data.parity import PADDING, VOCABULARY, bit_strings, parity_splits
 from pyguide.data.splits import Splits
-from pyguide.errors import UserError
 from pyguide.experiments.harness.config import option
 from pyguide.experiments.harness.curves import plot_bands
 from pyguide.experiments.harness.experiment import Arm, Experiment, three_arms
-from pyguide.experiments.harness.sequences import SequenceConfig, SequenceSetting, check_heads
+from pyguide.experiments.harness.sequences import GeneratedConfig, SequenceSetting, check_heads
 from pyguide.experiments.networks import RNNClassifier, TransformerClassifier
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ _SEED_OFFSET = 4_000_037
 
 
 @dataclass(frozen=True)
-class SmallConfig(SequenceConfig):
+class ParityConfig(GeneratedConfig):
     """The paper's widths and lengths, and a narrower feed-forward layer."""
 
     lr: dict[str, float] = field(
@@ -47,21 +46,20 @@ class SmallConfig(SequenceConfig):
     epochs: int = option(10, "epochs of the target", least=1, target_only=True)
     guide_epochs: int = option(4, "epochs of the trained guides", least=1)
     guide_lr: float = option(1e-2, "learning rate of the trained guides")
-    min_length: int = option(2, "bits of the shortest string", least=1)
-    max_length: int = option(50, "bits of the longest string", least=1)
-    train_size: int = option(80_000, "strings to train on", least=1)
-    held_out_size: int = option(2_000, "strings to validate on, and to test on", least=1)
-    width: int = option(64, "features of the Transformer", least=2, target_only=True)
-    layers: int = option(1, "blocks of the Transformer", least=1, target_only=True)
+    min_length: int = option(2, "tokens of the shortest sequence", least=1)
+    max_length: int = option(50, "tokens of the longest sequence", least=1)
+    train_size: int = option(80_000, "sequences to train on", least=1)
+    width: int = option(64, "features of the target's layers", least=1, target_only=True)
+    layers: int = option(1, "layers of the target", least=1, target_only=True)
     heads: int = option(4, "attention heads of the Transformer", least=1, target_only=True)
     feed_forward: int = option(
         256, "units of a block's feed-forward layer", least=1, target_only=True
     )
-    guide_width: int = option(64, "units of a layer of the RNN", least=1)
-    guide_layers: int = option(1, "layers of the RNN", least=1)
+    guide_width: int = option(64, "features of the guide's layers", least=1)
+    guide_layers: int = option(1, "layers of the guide", least=1)
 
 
-class ParitySetting(SequenceSetting[SmallConfig]):
+class ParitySetting(SequenceSetting[ParityConfig]):
     """Bit strings, with a label each."""
 
     data_name = "bit strings"
@@ -70,24 +68,16 @@ class ParitySetting(SequenceSetting[SmallConfig]):
     chance = 0.5
     padding = PADDING
 
-    def layer_counts(self, config: SmallConfig) -> tuple[int, int]:
-        return config.layers, config.guide_layers
-
-    def check(self, config: SmallConfig) -> None:
+    def check(self, config: ParityConfig) -> None:
         super().check(config)
-        if config.min_length > config.max_length:
-            raise UserError(
-                f"--min-length: {config.min_length} is above --max-length, {config.max_length}"
-            )
         check_heads(config.width, config.heads)
 
-    def data(self, config: SmallConfig, cache: Path) -> Splits:
-        sizes = (config.train_size, config.held_out_size, config.held_out_size)
+    def data(self, config: ParityConfig, cache: Path) -> Splits:
         return parity_splits(
-            config.min_length, config.max_length, sizes, config.data_seed, config.device
+            config.min_length, config.max_length, config.sizes, config.data_seed, config.device
         )
 
-    def target(self, config: SmallConfig, data: Splits) -> nn.Module:
+    def target(self, config: ParityConfig, data: Splits) -> nn.Module:
         return TransformerClassifier(
             VOCABULARY,
             data.classes,
@@ -98,7 +88,7 @@ class ParitySetting(SequenceSetting[SmallConfig]):
             padding=PADDING,
         )
 
-    def guide(self, config: SmallConfig, data: Splits) -> nn.Module:
+    def guide(self, config: ParityConfig, data: Splits) -> nn.Module:
         return RNNClassifier(
             VOCABULARY,
             data.classes,
@@ -107,7 +97,7 @@ class ParitySetting(SequenceSetting[SmallConfig]):
             padding=PADDING,
         )
 
-    def describe(self, config: SmallConfig) -> str:
+    def describe(self, config: ParityConfig) -> str:
         return (
             f"Target: Transformer encoder of {config.layers} x {config.width}, {config.heads} "
             f"heads; guide: RNN of {config.guide_layers} x {config.guide_width} (tanh). Strings of "
@@ -116,7 +106,7 @@ class ParitySetting(SequenceSetting[SmallConfig]):
         )
 
     @torch.no_grad()
-    def details(self, model: nn.Module, config: SmallConfig, data: Splits) -> dict[str, Any]:
+    def details(self, model: nn.Module, config: ParityConfig, data: Splits) -> dict[str, Any]:
         """Accuracies by length, also of strings up to twice as long as those trained on."""
         model.eval()
         generator = torch.Generator().manual_seed(config.data_seed + _SEED_OFFSET)
@@ -132,7 +122,7 @@ class ParitySetting(SequenceSetting[SmallConfig]):
         return {"lengths": lengths, "accuracy": accuracies}
 
     def draw(
-        self, config: SmallConfig, arms: Sequence[Arm], runs: Sequence[Mapping[str, Any]]
+        self, config: ParityConfig, arms: Sequence[Arm], runs: Sequence[Mapping[str, Any]]
     ) -> dict[str, Figure]:
         lines = {}
         for arm in arms:
@@ -154,7 +144,7 @@ class Small(ParitySetting):
     """The paper's widths and lengths, for fewer epochs."""
 
     title = "Parity of bit strings"
-    config = SmallConfig()
+    config = ParityConfig()
     quick: ClassVar = {
         "seeds": (1,),
         "max_length": 12,
@@ -167,24 +157,17 @@ class Small(ParitySetting):
     protocol: ClassVar = {"lrs": (3e-4, 1e-3, 3e-3)}
 
 
-@dataclass(frozen=True)
-class PaperConfig(SmallConfig):
-    """The paper's feed-forward layer, epochs, and strings held out."""
-
-    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
-    epochs: int = option(100, "epochs of the target", least=1, target_only=True)
-    guide_epochs: int = option(100, "epochs of the trained guides", least=1)
-    held_out_size: int = option(10_000, "strings to validate on, and to test on", least=1)
-    feed_forward: int = option(
-        2048, "units of a block's feed-forward layer", least=1, target_only=True
-    )
-
-
 class Paper(ParitySetting):
     """The paper's networks, lengths, strings and epochs."""
 
     title = "Parity of bit strings at the paper's scale"
-    config = PaperConfig()
+    config = ParityConfig(
+        seeds=(1, 2, 3, 4, 5),
+        epochs=100,
+        guide_epochs=100,
+        held_out_size=10_000,
+        feed_forward=2048,
+    )
     protocol: ClassVar = Small.protocol
 
 

@@ -39,7 +39,7 @@ def test_what_is_compared_in_an_arm(name):
 
 
 def test_an_arm_differs_from_copy_paste_in_one_field():
-    shipped = asdict(copy_paste.SmallConfig())
+    shipped = asdict(copy_paste.CopyPasteConfig())
     own = asdict(SETTING.config)
     differing = {name for name in shipped if shipped[name] != own[name]}
     assert differing == {"arms", "seeds", "lr"} and set(own["lr"].values()) == {1e-3}

@@ -17,32 +17,22 @@ from pyguide.experiments.harness.config import Config, option
 from pyguide.experiments.harness.experiment import Arm, Metric, Optimization, Setting
 from pyguide.experiments.harness.objectives import Losses
 from pyguide.experiments.harness.shares import Processes
+from pyguide.experiments.networks import RNN, CausalTransformer
 from pyguide.guidance import Guidance, GuideCache
 from pyguide.guidance.rules import even_pairs
 
 __all__ = [
     "PERPLEXITY",
+    "GeneratedConfig",
     "SequenceConfig",
     "SequenceSetting",
     "TokenSetting",
     "check_heads",
-    "guide_outputs_option",
     "layer_pairs",
 ]
 
 #: exp of the mean cross-entropy of a word.
 PERPLEXITY = Metric("perplexity", "perplexity", unit="", scale=1.0, higher_is_better=False)
-
-
-def guide_outputs_option(default: str) -> Any:
-    """A field for what is done with the guide's activations: little memory, or little work."""
-    return option(
-        default,
-        "whether the guide's layers on the training data are computed once and kept in memory, or "
-        "computed in every step",
-        choices=("kept", "computed"),
-        target_only=True,
-    )
 
 
 @dataclass(frozen=True)
@@ -57,8 +47,41 @@ class SequenceConfig(Config):
     )
     clip: float = option(1.0, "norm to which gradients are clipped")
     guide_lr: float = option(1e-3, "learning rate of the trained guides")
-    guide_outputs: str = guide_outputs_option("kept")
-    data_seed: int = option(0, "seed of the generated data", least=0)
+    guide_outputs: str = option(
+        "kept",
+        "whether the guide's layers on the training data are computed once and kept in memory, or "
+        "computed in every step",
+        choices=("kept", "computed"),
+        target_only=True,
+    )
+    width: int = option(128, "features of the target's layers", least=1, target_only=True)
+    layers: int = option(3, "layers of the target", least=1, target_only=True)
+    guide_width: int = option(128, "features of the guide's layers", least=1)
+    guide_layers: int = option(3, "layers of the guide", least=1)
+    heads: int = option(4, "attention heads of the Transformer", least=1)
+
+
+@dataclass(frozen=True)
+class GeneratedConfig(SequenceConfig):
+    """Sequences of random lengths that are generated."""
+
+    data_seed: int = option(0, "seed of the data", least=0)
+    min_length: int = option(8, "tokens of the shortest sequence", least=1)
+    max_length: int = option(12, "tokens of the longest sequence", least=1)
+    train_size: int = option(20_000, "sequences to train on", least=1)
+    held_out_size: int = option(2_000, "sequences to validate on, and to test on", least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_length > self.max_length:
+            raise UserError(
+                f"--min-length: {self.min_length} is above --max-length, {self.max_length}"
+            )
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Sequences to train, validate and test on."""
+        return self.train_size, self.held_out_size, self.held_out_size
 
 
 S = TypeVar("S", bound=SequenceConfig)
@@ -74,10 +97,6 @@ class SequenceSetting(Setting[S]):
     #: The token after the end of a sequence; None where all are of one length.
     padding: int | None = None
 
-    def layer_counts(self, config: S) -> tuple[int, int]:
-        """Number of layers of target and guide."""
-        raise NotImplementedError
-
     def check(self, config: S) -> None:
         if config.guide_input != "data":
             raise UserError("--guide-input: tokens have no noise; expected data")
@@ -88,7 +107,7 @@ class SequenceSetting(Setting[S]):
         if not config.clip > 0:
             raise UserError(f"--clip: expected a norm above 0, got {config.clip:g}")
         wanted = config.pairs.partition(":")[2]
-        there = min(self.layer_counts(config))
+        there = min(config.layers, config.guide_layers)
         if wanted and int(wanted) > there:
             raise UserError(f"--pairs {config.pairs}: there are {there} pairs of layers")
 
@@ -122,7 +141,38 @@ class SequenceSetting(Setting[S]):
 
 
 class TokenSetting(SequenceSetting[S]):
-    """A label a position, or :data:`~pyguide.data.tokens.IGNORED`; every label counts the same."""
+    """An RNN guided by a causal Transformer, with a label a position.
+
+    Or :data:`~pyguide.data.tokens.IGNORED`; every label counts the same.
+    """
+
+    def vocabulary(self, data: Splits) -> int:
+        """Number of different tokens."""
+        return data.classes
+
+    def check(self, config: S) -> None:
+        super().check(config)
+        check_heads(config.guide_width, config.heads)
+
+    def target(self, config: S, data: Splits) -> nn.Module:
+        vocabulary = self.vocabulary(data)
+        return RNN(vocabulary, data.classes, width=config.width, layers=config.layers)
+
+    def guide(self, config: S, data: Splits) -> nn.Module:
+        return CausalTransformer(
+            self.vocabulary(data),
+            data.classes,
+            width=config.guide_width,
+            layers=config.guide_layers,
+            heads=config.heads,
+        )
+
+    def networks_text(self, config: S) -> str:
+        """The networks, for the report."""
+        return (
+            f"Target: RNN of {config.layers} x {config.width} (tanh); guide: causal Transformer of "
+            f"{config.guide_layers} x {config.guide_width}, {config.heads} heads."
+        )
 
     def task_loss(self, output: Any, y: Any) -> Tensor:
         count = (y != IGNORED).sum(dtype=torch.float32)
