@@ -32,8 +32,8 @@ class CausalTransformer(nn.Module):
     """An embedding, blocks in which a position attends to itself and earlier ones, an output.
 
     The blocks have weights of their own. Normalisation comes before attention and feed-forward
-    layer, and once more before the output. Positions are :func:`sinusoids`, so that any length
-    can be read.
+    layer, and once more before the output. Positions are sines and cosines, so that any length can
+    be read.
 
     Parameters
     ----------
