@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyguide.experiments.networks import DeepFCN, ResNet1D
 from pyguide.integrations.lightning import GuidanceCallback
 
-data = make_dataset()  # generated here: 4000 training and 1000 test signals of 40 points
-x, y, x_test, y_test = (torch.tensor(data[name]) for name in ("x", "y", "x_test", "y_test"))
+pl.seed_everything(1)  # make_dataset() generates 4000 training and 1000 test signals
+x, y, x_test, y_test = map(torch.tensor, map(make_dataset().get, ("x", "y", "x_test", "y_test")))
 train = DataLoader(TensorDataset(x.float(), y), batch_size=250, shuffle=True)
 test = DataLoader(TensorDataset(x_test.float(), y_test), batch_size=1000)
 
