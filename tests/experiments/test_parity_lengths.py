@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 
 from pyguide.cli import main
 from pyguide.data.parity import PADDING
@@ -72,6 +73,10 @@ def test_the_strings_are_the_datas_seeds_and_leave_the_random_stream():
     assert not any(torch.equal(a, b) for a, b in zip(first.asked, other.asked, strict=True))
 
 
+def weights(network):
+    return parameters_to_vector(network.parameters()).detach().clone()
+
+
 class Scripted(parity.Small):
     """Validation losses that are given."""
 
@@ -84,6 +89,10 @@ class Scripted(parity.Small):
 
 
 def trainer(losses, asked, epochs):
+    def details(network):
+        asked.append(weights(network))
+        return {"times": len(asked)}
+
     setting = Scripted(losses)
     torch.manual_seed(0)
     data = setting.data(CONFIG, None)
@@ -96,20 +105,24 @@ def trainer(losses, asked, epochs):
         seed=1,
         epochs=epochs,
         batch_size=32,
-        details=lambda network: asked.append(network) or {"asked": len(asked)},
+        details=details,
     )
 
 
 def test_details_are_those_of_the_epoch_of_lowest_validation_loss(new_report, tmp_path):
-    asked: list[nn.Module] = []
+    asked: list[Tensor] = []
+    seen: list[Tensor] = []
+    report = new_report()
     checkpoint = Checkpoint(tmp_path / "job.pt", {}, seconds=0)
     first = trainer([3.0, 2.0, 5.0], asked, epochs=3)
-    result = first.run(new_report(), checkpoint)
-    assert result["best_epoch"] == 2 and result["details"] == {"asked": 2}
-    assert all(network is first.model for network in asked)
+    report.epoch = lambda record: seen.append(weights(first.model))
+    result = first.run(report, checkpoint)
+    assert result["best_epoch"] == 2 and result["details"] == {"times": 1}
+    assert asked[0].equal(seen[1]) and not asked[0].equal(seen[2])
     # Stopped after the second epoch, the third is worse: what was kept is in the checkpoint.
     again = trainer([9.0], asked, epochs=3).run(new_report(), checkpoint)
-    assert again["best_epoch"] == 2 and again["details"] == {"asked": 2} and len(asked) == 2
+    assert again["best_epoch"] == 2 and again["details"] == {"times": 2}
+    assert asked[1].equal(asked[0])
 
 
 def target_job(folder, seconds=1e9, sweep=False):
@@ -153,7 +166,7 @@ def test_details_do_not_steer_a_run_and_a_sweep_has_none(
     report = new_report()
     result = target_job(tmp_path).run(report)
     assert "details" not in target_job(tmp_path, sweep=True).run(new_report())
-    monkeypatch.setattr(parity.Small, "details", lambda *_: {})
+    monkeypatch.setattr(parity.Small, "has_details", False)
     without = new_report()
     assert "details" in result and "details" not in target_job(tmp_path).run(without)
     assert without_times(without.records) == without_times(report.records)

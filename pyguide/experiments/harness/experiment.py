@@ -138,6 +138,8 @@ class Setting(ABC, Generic[C]):
     judge_gap = False
     #: Whether guides are trained with the configuration's ``clip`` too.
     clips_guide = False
+    #: Whether :meth:`details` has anything to keep.
+    has_details = False
     #: A prediction counts as right if it is among the k largest logits.
     top_k = 1
     #: Packages that the data come from or need, beside those of the report.
@@ -253,7 +255,8 @@ class Setting(ABC, Generic[C]):
     def details(self, model: nn.Module, config: C, data: Splits) -> dict[str, Any]:
         """What else is kept of a target's epoch of lowest validation loss, as JSON types.
 
-        For :meth:`draw`; not asked for in a sweep. It leaves the random streams as they were.
+        For :meth:`draw`; only asked for where ``has_details``, and not in a sweep. It leaves the
+        random streams as they were.
         """
         return {}
 

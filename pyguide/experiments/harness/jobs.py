@@ -171,7 +171,7 @@ class TargetJob:
             objective=self._objective(target, guide, data),
             clip=config.clip,
             score_test=not self.sweep,
-            details=None if self.sweep else lambda model: self.setting.details(model, config, data),
+            details=self._details(data),
         )
         try:
             return trainer.run(report, _checkpoint(self), self._preparation(target, guide, data))
@@ -201,6 +201,11 @@ class TargetJob:
             # Before the first step, in an order of its own: a job that goes on has the same bits.
             cache.fill(guidance, _numbered(data.train))
         return Guided(setting, guidance)
+
+    def _details(self, data: Splits) -> Callable[[nn.Module], dict[str, Any]] | None:
+        if self.sweep or not self.setting.has_details:
+            return None
+        return lambda model: self.setting.details(model, self.config, data)
 
     def _preparation(
         self, target: nn.Module, guide: nn.Module | None, data: Splits

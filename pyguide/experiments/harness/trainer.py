@@ -67,7 +67,8 @@ class Trainer:
     keep_best : bool
         Whether to keep the weights of the epoch with the lowest validation loss.
     details : callable, optional
-        Of the model; what it returns of that epoch is in the result.
+        Of the model; what it returns of that epoch is in the result. It is called once, at the end,
+        and the model stays as it was in that epoch.
     """
 
     def __init__(
@@ -90,15 +91,14 @@ class Trainer:
         self.objective = Objective(setting) if objective is None else objective
         self.optimizer, self.schedule = optimization
         self.seed, self.epochs, self.batch_size = seed, epochs, batch_size
-        self.clip, self.score_test, self.keep_best = clip, score_test, keep_best
-        self.details = details
+        self.clip, self.score_test, self.details = clip, score_test, details
+        self.keep_best = keep_best or details is not None
         self.processes = Processes()
         self.trained = self.processes.wrapped(model)
         self.generator = torch.Generator().manual_seed(seed)
         self.records: list[dict[str, Any]] = []
         self.best_weights: dict[str, Tensor] | None = None
         self.best_right: Tensor | None = None
-        self.best_details: dict[str, Any] = {}
         self.prepared: dict[str, float] | None = None
 
     def run(
@@ -151,8 +151,10 @@ class Trainer:
         result |= {k: v for k, v in best.items() if k.startswith(("val_", "test_"))}
         if self.best_right is not None:
             result["test_right"] = packed(self.best_right)
-        if self.best_details:
-            result["details"] = self.best_details
+        if self.details is not None:
+            assert self.best_weights is not None
+            self.model.load_state_dict(self.best_weights)
+            result["details"] = self.processes.from_first(partial(self.details, self.model))
         if self.prepared is not None:
             result["initialization"] = self.prepared
         if self.processes.size > 1:
@@ -168,7 +170,6 @@ class Trainer:
             "objective": self.objective.state_dict(),
             "best_weights": self.best_weights,
             "best_right": self.best_right,
-            "best_details": self.best_details,
             "records": self.records,
             "prepared": self.prepared,
             "batch_order": self.generator.get_state(),
@@ -183,7 +184,6 @@ class Trainer:
             self.schedule.load_state_dict(state["schedule"])
         self.objective.load_state_dict(state["objective"])
         self.best_weights, self.best_right = state["best_weights"], state["best_right"]
-        self.best_details = state.get("best_details", {})
         self.records, self.prepared = state["records"], state["prepared"]
         self.generator.set_state(state["batch_order"])
         own = state["random"][self.processes.rank]
@@ -197,8 +197,6 @@ class Trainer:
     def _keep(self, right: Tensor | None) -> None:
         """Keep what is asked for of the best epoch, which is the last one so far."""
         self.best_right = right
-        if self.details is not None:
-            self.best_details = self.processes.from_first(partial(self.details, self.model))
         if self.keep_best:
             weights = self.model.state_dict()
             self.best_weights = {key: value.clone() for key, value in weights.items()}
