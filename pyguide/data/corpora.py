@@ -12,7 +12,14 @@ from pyguide.data.text import Corpus, Parts, cut, encode, words_of
 from pyguide.errors import UserError
 from pyguide.torch_files import DamagedFile, load_tensors, save_tensors
 
-__all__ = ["WIKITEXT_FILES", "numbered", "shakespeare", "text_folder", "wikitext"]
+__all__ = [
+    "WIKITEXT_FILES",
+    "numbered",
+    "shakespeare",
+    "text_files",
+    "text_folder",
+    "wikitext",
+]
 
 #: Files of WikiText-2 and WikiText-103 in their word-level form, by part.
 WIKITEXT_FILES = {
@@ -49,17 +56,28 @@ def shakespeare() -> Parts:
 
 
 def text_folder(folder: Path) -> Parts:
-    """The ``.txt`` files of a folder, each cut as those of :func:`shakespeare`.
+    """The :func:`text_files` of a folder, each cut as those of :func:`shakespeare`.
 
     Raises
     ------
     UserError
         If there are none, or one cannot be read.
     """
+    return _works(text_files(folder))
+
+
+def text_files(folder: Path) -> list[Path]:
+    """The ``.txt`` files of a folder.
+
+    Raises
+    ------
+    UserError
+        If there are none.
+    """
     paths = [path for path in folder.glob("*.txt") if path.is_file()]
     if not paths:
         raise UserError(f"--data: no .txt file in {folder}")
-    return _works(paths)
+    return paths
 
 
 def wikitext(folder: Path) -> Parts:

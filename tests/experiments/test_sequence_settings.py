@@ -180,6 +180,7 @@ def test_the_tokens_of_padding_are_the_datas():
         ("language-model", ["--heads", "7"], "--heads: a width of 128"),
         ("language-model", ["--pairs", "first:3"], "--pairs first:3: there are 2 pairs"),
         ("language-model", ["--data", "nowhere"], "--data: {here}/nowhere is no folder"),
+        ("language-model", ["--data", "."], "--data: no .txt file in {here}"),
         ("language-model", ["--scale", "paper"], "--data: expected a folder of wiki.train.tokens"),
         ("language-model", ["--scale", "paper-large", "--data", "."], "got {here}"),
         ("language-model", ["--context", "1"], "--context: expected at least 2"),
