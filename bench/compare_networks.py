@@ -25,9 +25,8 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from functools import partial
 from importlib import metadata
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -38,8 +37,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyguide import list_layers, reference
 from pyguide.analysis import compare_networks
 from pyguide.bench import result as results
+from pyguide.bench.arguments import add_options, parse
 from pyguide.bench.device import CPU
-from pyguide.bench.machine import describe
 from pyguide.bench.memory import in_own_process, memory_of
 from pyguide.capture.paths import matching_layers, named_layers
 from pyguide.data.mnist5000 import mnist5000
@@ -365,33 +364,16 @@ def _seconds(spread: dict[str, float]) -> str:
     return f"{spread['median']:.3g} ({spread['q1']:.3g} - {spread['q3']:.3g})"
 
 
-def _new_result(args: argparse.Namespace) -> dict[str, Any]:
-    result = {
-        "format": results.FORMAT,
-        "quick": args.quick,
-        "finished": False,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "options": {"n": N},  # a run may go on with more cases or rounds
-        **describe(CPU(quick=args.quick), args.commit),
-        "aims": AIMS,
-        "cases": {},
-    }
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        result["versions"]["torch-cka"] = metadata.version("torch-cka")
-    return result
-
-
 def run(args: argparse.Namespace) -> None:
     """Measure what is not yet in the file."""
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    result = _new_result(args)
+    options = {"n": N}  # a run may go on with more cases or rounds
+    result = results.new(CPU(quick=args.quick), args.commit, options, aims=AIMS, cases={})
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        result["versions"]["torch-cka"] = metadata.version("torch-cka")
     if args.resume:
         result = results.resume(args.out, result)
-
-    def save() -> None:
-        if args.out is not None:
-            results.save(args.out, result)
-
+    save = partial(results.save, args.out, result)
     for name in args.case:
         entry = result["cases"].setdefault(name, _new_entry(CASES[name]))
         if not _is_complete(entry, args.rounds):
@@ -418,15 +400,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rounds", type=int, default=9, help="samples of each candidate")
-    parser.add_argument("--threads", type=int, help="default: as torch chooses")
-    parser.add_argument("--out", type=Path, help="write the results there as JSON")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
-    parser.add_argument("--commit", help="of a copy of the source without its history")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, no result")
-    args = parser.parse_args(argv)
-    if args.resume and args.out is None:
-        parser.error("--resume needs --out")
-    run(args)
+    add_options(parser, "--threads", "--out", "--resume", "--commit", "--quick")
+    run(parse(parser, argv))
 
 
 if __name__ == "__main__":

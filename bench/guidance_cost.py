@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pyguide
 from pyguide.bench import result as results
+from pyguide.bench.arguments import add_options
 from pyguide.bench.device import CPU
 from pyguide.bench.machine import describe
 from pyguide.experiments.networks import (
@@ -159,9 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rounds", type=int, default=15, help="steps of each case")
-    parser.add_argument("--threads", type=int, help="default: as torch chooses")
-    parser.add_argument("--out", type=Path, help="write the results there as JSON")
-    parser.add_argument("--commit", help="of a copy of the source without its history")
+    add_options(parser, "--threads", "--out", "--commit")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     result = {
@@ -174,8 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         start = time.perf_counter()
         result["cases"][name] = measure(CASES[name], args.rounds)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
-        if args.out is not None:
-            results.save(args.out, result)
+        results.save(args.out, result)
     print(table(list(result["cases"].values())))
 
 

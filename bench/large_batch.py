@@ -13,7 +13,6 @@ import argparse
 import ctypes
 import warnings
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,8 @@ from torch import Tensor
 
 import pyguide
 from pyguide.bench import result as results
+from pyguide.bench.arguments import add_options, parse
 from pyguide.bench.device import CPU
-from pyguide.bench.machine import describe
 from pyguide.bench.memory import available_bytes, in_own_process, memory_of
 from pyguide.guidance import LargeBatch
 
@@ -175,29 +174,13 @@ def _mib(size: int | str) -> str:
     return "–" if isinstance(size, str) else f"{size / 2**20:.0f}"
 
 
-def _new_result(args: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "format": results.FORMAT,
-        "quick": args.quick,
-        "finished": False,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "options": {"chunk": args.chunk},  # a run may go on with more networks or sizes
-        **describe(CPU(quick=args.quick), args.commit),
-        "cases": {},
-    }
-
-
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure what is not yet in the file."""
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    result = _new_result(args)
+    options = {"chunk": args.chunk}  # a run may go on with more networks or sizes
+    result = results.new(CPU(quick=args.quick), args.commit, options, cases={})
     if args.resume:
         result = results.resume(args.out, result)
-
-    def save() -> None:
-        if args.out is not None:
-            results.save(args.out, result)
-
     for name in args.networks:
         entry = result["cases"].setdefault(name, {"description": CASES[name].description})
         if "chunk" not in entry:
@@ -212,10 +195,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 )
                 rows.append(row)
                 rows.sort(key=lambda row: row["n"])
-                save()
+                results.save(args.out, result)
                 print(f"{name}, n = {n}: {_mib(row['large_batch'])} MiB", flush=True)
     result["finished"] = True
-    save()
+    results.save(args.out, result)
     return result
 
 
@@ -224,16 +207,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", nargs="+", choices=CASES, default=list(NETWORKS))
     parser.add_argument("--n", nargs="+", type=int, help=f"default: {SAMPLES}")
     parser.add_argument("--chunk", type=int, help=f"default: {CHUNK}")
-    parser.add_argument("--threads", type=int, help="default: as torch chooses")
-    parser.add_argument("--out", type=Path, help="write the results there as JSON")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    add_options(parser, "--threads", "--out", "--resume")
     parser.add_argument("--markdown", type=Path, help="write the table there")
     parser.add_argument("--table-from", type=Path, help="the table of this JSON, measure nothing")
-    parser.add_argument("--commit", help="of a copy of the source without its history")
+    add_options(parser, "--commit")
     parser.add_argument("--quick", action="store_true", help="small sizes, no result")
-    args = parser.parse_args(argv)
-    if args.resume and args.out is None:
-        parser.error("--resume needs --out")
+    args = parse(parser, argv)
     args.n = args.n or ((64, 128) if args.quick else SAMPLES)
     args.chunk = args.chunk or (32 if args.quick else CHUNK)
     result = run(args) if args.table_from is None else results.load(args.table_from)

@@ -15,13 +15,13 @@ import json
 import os
 from collections.abc import Callable
 from datetime import date
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import pyguide
 from pyguide import reference
+from pyguide.bench.arguments import add_options
 from pyguide.bench.machine import cpu_name
 
 try:
@@ -71,7 +71,7 @@ def measure() -> list[dict[str, object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="write the results there as JSON")
+    add_options(parser, "--out")
     args = parser.parse_args()
     rows = measure()
     print("| offset (standard deviations) | " + " | ".join(CANDIDATES) + " |")

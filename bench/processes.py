@@ -17,7 +17,6 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,8 @@ from torch import Tensor
 
 import pyguide
 from pyguide.bench import result as results
+from pyguide.bench.arguments import add_options, parse
 from pyguide.bench.device import CPU
-from pyguide.bench.machine import describe
 from pyguide.distances import LinearCKA
 from pyguide.distributed import GlobalBatch
 from pyguide.distributed.costs import (
@@ -150,21 +149,10 @@ def _bytes(count: int) -> str:
     return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-def _new_result(args: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "format": results.FORMAT,
-        "quick": args.quick,
-        "finished": False,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "options": {"samples": [16] if args.quick else list(SAMPLES)},
-        **describe(CPU(quick=args.quick), args.commit),
-        "cases": {},
-    }
-
-
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compute, and count what is not yet in the file."""
-    result = _new_result(args)
+    options = {"samples": [16] if args.quick else list(SAMPLES)}
+    result = results.new(CPU(quick=args.quick), args.commit, options, cases={})
     if args.resume:
         result = results.resume(args.out, result)
     samples = result["options"]["samples"]
@@ -182,27 +170,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for w in COUNTED[:2] if args.quick else COUNTED:
             if str(w) not in entry["counted"]:
                 entry["counted"][str(w)] = counted(shapes, w, samples)
-                if args.out is not None:
-                    results.save(args.out, result)
+                results.save(args.out, result)
         for n in samples:
             print(f"{entry['description']}, n = {n} a process\n\n{table(entry, n)}", flush=True)
     result["finished"] = True
-    if args.out is not None:
-        results.save(args.out, result)
+    results.save(args.out, result)
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--out", type=Path, help="write the results there as JSON")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
-    parser.add_argument("--commit", help="of a copy of the source without its history")
+    add_options(parser, "--out", "--resume", "--commit")
     parser.add_argument("--quick", action="store_true", help="16 samples and 2 processes at most")
-    args = parser.parse_args(argv)
-    if args.resume and args.out is None:
-        parser.error("--resume needs --out")
-    run(args)
+    run(parse(parser, argv))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pyguide.bench import figure as figures
 from pyguide.bench.candidates import CANDIDATES
 from pyguide.errors import UserError
-from pyguide.files import atomic_write, writing
 
 __all__ = ["plot", "speeds"]
 
@@ -69,12 +69,9 @@ def plot(result: dict[str, Any], path: Path) -> None:
     found = speeds(result)
     if not found:
         raise UserError("nothing to draw: no workload was timed with eager and another candidate")
-    # The object interface: no display, and no state shared with a caller's pyplot.
-    from matplotlib.figure import Figure
-
     names = [c.name for c in CANDIDATES if any(c.name in bars for bars in found.values())]
     count = sum(len(bars) + 1 for bars in found.values())
-    figure = Figure(figsize=(9, min(1.6 + 0.24 * count, _TALLEST)), layout="constrained")
+    figure = figures.new(9, min(1.6 + 0.24 * count, _TALLEST))
     axes = figure.subplots()
     ticks = _draw_bars(axes, found)
     axes.axvline(1, color="black", lw=0.9)
@@ -88,9 +85,13 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     handles = [axes.barh(0, 0, color=_COLORS[name], label=name) for name in names]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle(_title(result), fontsize=10)
-    with writing(path), atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+    figures.save(
+        figure,
+        path,
+        result,
+        "Speed relative to eager torch, median and range over the rounds",
+        how=", cold L2" if "gpu" in result["machine"] else "",
+    )
 
 
 def _draw_bars(axes: Any, found: dict[str, dict[str, tuple[float, float, float]]]) -> list[float]:
@@ -110,16 +111,3 @@ def _draw_bars(axes: Any, found: dict[str, dict[str, tuple[float, float, float]]
 def _tick(value: float, _: float) -> str:
     """Label 1, 2 and 5 times a power of ten."""
     return f"{value:g}" if f"{value:e}"[0] in "125" else ""
-
-
-def _title(result: dict[str, Any]) -> str:
-    machine, versions = result["machine"], result["versions"]
-    where = f"{machine['cpu']}, {machine['threads']} threads, {machine['instruction_set']}"
-    if "gpu" in machine:
-        driver = f", driver {machine['driver']}" if machine["driver"] else ""
-        where = f"{machine['gpu']}{driver}, cold L2"
-    quick = " (quick: not a result)" if result["quick"] else ""
-    return (
-        f"Speed relative to eager torch, median and range over the rounds{quick}\n"
-        f"{where}; pyguide {versions['pyguide']}, torch {versions['torch']}; {result['date'][:10]}"
-    )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import statistics
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from pyguide.bench.aims import reached
 from pyguide.bench.ceilings import Ceilings
+from pyguide.bench.device import CPU
+from pyguide.bench.machine import describe
 from pyguide.errors import UserError
 from pyguide.files import read_json, write_json, writing
 
-__all__ = ["FORMAT", "load", "resume", "save", "spread", "summarize"]
+__all__ = ["FORMAT", "load", "new", "resume", "save", "spread", "summarize"]
 
 #: Of the JSON's layout; raised when a reader must change.
 FORMAT = 1
@@ -66,16 +69,40 @@ def _ratios(samples: list[float], base: list[float]) -> list[float]:
     return [s / b for s, b in zip(samples, base, strict=True)]
 
 
-def save(path: Path, result: dict[str, Any]) -> None:
-    """Write atomically.
+def new(device: CPU, commit: str | None, options: dict[str, Any], **parts: Any) -> dict[str, Any]:
+    """A result before anything is measured: when, with which options, where and with what.
+
+    Parameters
+    ----------
+    commit : str, optional
+        The source's, where git does not tell.
+    options : dict
+        What must agree before runs are joined.
+    **parts
+        What is the benchmark's own.
+    """
+    return {
+        "format": FORMAT,
+        "quick": device.quick,
+        "finished": False,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "options": options,
+        **describe(device, commit),
+        **parts,
+    }
+
+
+def save(path: Path | None, result: dict[str, Any]) -> None:
+    """Write atomically, or not at all without a path.
 
     Raises
     ------
     UserError
         If the file cannot be written.
     """
-    with writing(path):
-        write_json(path, result)
+    if path is not None:
+        with writing(path):
+            write_json(path, result)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ from pyguide.bench import result as results
 from pyguide.bench.case import Progress, run_case
 from pyguide.bench.ceilings import Ceilings
 from pyguide.bench.check import TOLERANCE
-from pyguide.bench.device import CPU, device_named
-from pyguide.bench.machine import describe
+from pyguide.bench.device import device_named
 from pyguide.bench.options import Options
 
 __all__ = ["run"]
@@ -55,7 +53,9 @@ def run(
     start = time.monotonic()
     device = device_named(options.device, quick=options.quick)
     options = options.on(device)
-    result = _new_result(options, device, commit)
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()}
+    parts = {"tolerance": TOLERANCE, "ceilings": {"samples": {}}, "workloads": []}
+    result = results.new(device, commit, plain, **parts)
     if resume and out is not None:
         result = results.resume(out, result)
     finished = {(e["workload"], e["n"], e["arithmetic"]) for e in result["workloads"]}
@@ -67,8 +67,7 @@ def run(
         progress(1 - len(todo) / len(cases), "ceilings")
         ceilings.measure(device.probes())
         results.summarize(result)
-        if out is not None:
-            results.save(out, result)
+        results.save(out, result)
 
     record()
     longest = 0.0
@@ -90,21 +89,5 @@ def run(
             on_workload(result, entry)
         longest = max(longest, time.monotonic() - begun)
     result["finished"] = True
-    if out is not None:
-        results.save(out, result)
+    results.save(out, result)
     return result
-
-
-def _new_result(options: Options, device: CPU, commit: str | None) -> dict[str, Any]:
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()}
-    return {
-        "format": results.FORMAT,
-        "quick": options.quick,
-        "finished": False,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "options": plain,
-        **describe(device, commit),
-        "tolerance": TOLERANCE,
-        "ceilings": {"samples": {}},
-        "workloads": [],
-    }
