@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -23,6 +24,12 @@ def bench(monkeypatch):
     return module
 
 
+@pytest.fixture
+def parts(bench):
+    """The package with the script's parts."""
+    return importlib.import_module("training_steps")
+
+
 def test_the_settings_span_what_the_benchmark_is_about(bench):
     found = bench.settings(quick=False)
     assert len({setting.name for setting in found}) == len(found)
@@ -39,16 +46,16 @@ def test_the_settings_span_what_the_benchmark_is_about(bench):
             assert (base.processes, base.threads) == (candidate.processes, candidate.threads)
 
 
-def test_pairs_are_spread_over_all_layers(bench):
-    assert bench.spread_pairs(1) == [("99.0", "99.0")]
-    assert [int(t.split(".")[0]) for t, _ in bench.spread_pairs(4)] == [0, 33, 66, 99]
-    assert len(set(bench.spread_pairs(100))) == 100
+def test_pairs_are_spread_over_all_layers(parts):
+    assert parts.settings.spread_pairs(1) == [("99.0", "99.0")]
+    assert [int(t.split(".")[0]) for t, _ in parts.settings.spread_pairs(4)] == [0, 33, 66, 99]
+    assert len(set(parts.settings.spread_pairs(100))) == 100
     for networks in ("two-fcns",):
-        case = bench.NETWORKS[networks]
+        case = parts.settings.NETWORKS[networks]
         assert {f"{i}.0" for i in range(100)} < {name for name, _ in case.guide().named_modules()}
 
 
-def entry(bench, group="samples", n=64, pairs=None):
+def entry(parts, group="samples", n=64, pairs=None):
     rows = [
         ("unguided", [1.0, 2.0, 4.0], 10 << 20),
         ("guided", [3.0, 3.0, 8.0], 25 << 20),
@@ -68,27 +75,27 @@ def entry(bench, group="samples", n=64, pairs=None):
             for name, samples, peak in rows
         ],
     }
-    bench.summarize(made)
+    parts.measurement.summarize(made)
     return made
 
 
-def test_ratios_are_taken_within_the_rounds(bench):
-    unguided, guided = entry(bench)["rows"]
+def test_ratios_are_taken_within_the_rounds(bench, parts):
+    unguided, guided = entry(parts)["rows"]
     assert unguided["time_ratio"]["max"] == 1
     assert guided["time_ratio"]["median"] == 2 and guided["time_ratio"]["max"] == 3
     assert guided["memory_ratio"] == 2.5
-    shown = bench.table(entry(bench), "name")
+    shown = bench.table(entry(parts), "name")
     assert "| guided | 3000 | 2.00 (1.75–2.50) | 25 | 2.50 |" in shown
 
 
-def test_an_interrupted_run_is_continued_and_drawn(bench, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_is_continued_and_drawn(bench, parts, tmp_path, monkeypatch, capsys):
     asked = []
 
     def measured(setting, *options):
         if len(asked) == 2:
             raise KeyboardInterrupt
         asked.append(setting.name)
-        return entry(bench, setting.group, setting.n, setting.pairs)
+        return entry(parts, setting.group, setting.n, setting.pairs)
 
     monkeypatch.setattr(bench, "measure", measured)
     out, png = tmp_path / "out.json", tmp_path / "out.png"
@@ -98,14 +105,14 @@ def test_an_interrupted_run_is_continued_and_drawn(bench, tmp_path, monkeypatch,
     assert list(json.loads(out.read_text())["settings"]) == asked
     before, asked = asked, []
     monkeypatch.setattr(
-        bench, "measure", lambda s, *o: asked.append(s.name) or entry(bench, s.group, s.n, s.pairs)
+        bench, "measure", lambda s, *o: asked.append(s.name) or entry(parts, s.group, s.n, s.pairs)
     )
     bench.main([*arguments, "--resume", "--plot", str(png)])
     everything = [setting.name for setting in bench.settings(quick=True)]
     assert before + asked == everything
     result = json.loads(out.read_text())
     assert result["finished"] and list(result["settings"]) == everything
-    curves = bench.curves(result, "pairs", "pairs", "time_ratio")
+    curves = parts.plot.curves(result, "pairs", "pairs", "time_ratio")
     assert [x for x, _ in curves["deep-fcn, guided"]] == [1, 4]
     drawn = png.read_bytes()
     assert drawn.startswith(b"\x89PNG")
@@ -116,7 +123,14 @@ def test_an_interrupted_run_is_continued_and_drawn(bench, tmp_path, monkeypatch,
     assert "options rounds was 9 and is 4" in capsys.readouterr().err
 
 
-def test_a_candidate_that_dies_is_named(bench, monkeypatch):
+def test_options_that_need_another_are_refused(bench, tmp_path, capsys):
+    for given, needed in (("--resume",), "--out"), (("--plot-from", str(tmp_path)), "--plot"):
+        with pytest.raises(SystemExit):
+            bench.main([*given, "--quick"])
+        assert f"{given[0]} needs {needed}" in capsys.readouterr().err
+
+
+def test_a_candidate_that_dies_is_named(bench, parts, monkeypatch):
     class Workers:
         def __init__(self, setting, candidate, *options):
             self.dies = candidate.step == "guided"
@@ -132,7 +146,7 @@ def test_a_candidate_that_dies_is_named(bench, monkeypatch):
         def close(self):
             pass
 
-    monkeypatch.setattr(bench, "Workers", Workers)
+    monkeypatch.setattr(parts.workers, "Workers", Workers)
     (setting, *_) = bench.settings(quick=True)
     found = bench.measure(setting, threads=1, rounds=9, budget=2.0, chunk=16)
     unguided, guided = found["rows"]
