@@ -34,8 +34,27 @@ def filled(x: Tensor, mask: Tensor | None) -> Tensor:
     """
     if mask is None:
         return x
+    return _by_rows(x, mask) if x.device.type == "cpu" else _by_elements(x, mask)
+
+
+def _by_elements(x: Tensor, mask: Tensor) -> Tensor:
+    """On GPUs, which need not be waited for."""
     mask = mask.reshape(*mask.shape, *[1] * (x.dim() - 2))
     known = torch.where(mask, x, 0)
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    mean = known.sum(dim=0, keepdim=True, dtype=dtype) / mask.sum(dim=0, keepdim=True).clamp(min=1)
-    return torch.where(mask, x, mean.to(x.dtype))
+    return torch.where(mask, x, _mean(known, mask))
+
+
+def _by_rows(x: Tensor, mask: Tensor) -> Tensor:
+    """On CPUs: the padded rows alone, as `where` broadcasts a mask slower than memory is copied."""
+    n, positions = mask.shape
+    padded = (~mask).flatten().nonzero().squeeze(1)
+    known = x.reshape(n * positions, -1).index_fill(0, padded, 0)
+    mean = _mean(known.view(n, positions, -1), mask.unsqueeze(2)).squeeze(0)
+    return known.index_copy(0, padded, mean.index_select(0, padded % positions)).view(x.shape)
+
+
+def _mean(known: Tensor, mask: Tensor) -> Tensor:
+    """Of the valid samples of each position."""
+    dtype = torch.promote_types(known.dtype, torch.float32)
+    total = known.sum(dim=0, keepdim=True, dtype=dtype)
+    return (total / mask.sum(dim=0, keepdim=True).clamp(min=1)).to(known.dtype)

@@ -7,8 +7,10 @@ import torch
 from networks import Layer, N, mlp
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.testing import assert_close
 
 from pyguide import reference
+from pyguide.capture.padding import _by_elements, filled
 from pyguide.guidance import Guidance, Pair
 
 T = 6
@@ -150,6 +152,24 @@ def test_half_precision_is_filled_with_a_mean_in_float32(mask):
     expected = 1 - reference.cka(filled[..., :3], filled[..., 1:]).item()
     # The mean of 30 is rounded to bfloat16: by 0.06 standard deviations at most.
     assert loss == pytest.approx(expected, abs=5e-3)
+
+
+@pytest.mark.parametrize("shape", [(N, T), (N, T, 5), (N, T, 2, 3)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_cpus_fill_as_gpus_do(mask, shape, dtype):
+    mask[:, 0] = False
+    generator = torch.Generator().manual_seed(4)
+    x, weights = torch.randn(2, *shape, dtype=torch.float64, generator=generator).to(dtype)
+    x[~mask] = float("nan")
+    found = []
+    for fill in (filled, _by_elements):
+        leaf = x.clone().requires_grad_()
+        # Not contiguous, as a layer that was transposed.
+        out = fill(leaf.transpose(0, 1).contiguous().transpose(0, 1), mask)
+        (out * weights).sum().backward()
+        found.append((out.detach(), leaf.grad))
+    assert found[0][0].equal(found[1][0]) and not found[0][0].isnan().any()
+    assert_close(*(grad for _, grad in found))
 
 
 def test_layers_without_these_positions_ignore_the_mask(tokens, mask):
