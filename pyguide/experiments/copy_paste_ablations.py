@@ -126,6 +126,7 @@ class Paper(_Ablations):
 
 EXPERIMENT = Experiment(
     name="copy-paste-ablations",
+    extends=copy_paste.EXPERIMENT.name,
     summary="copy-paste with one factor of guidance changed at a time",
     description="""\
 Train the RNN of copy-paste with one factor of guidance changed at a time: the distance, the paired

@@ -339,3 +339,5 @@ class Experiment:
     description: str
     scales: Mapping[str, Setting[Any]]
     examples: Sequence[str] = ()
+    #: The name of one whose arms this one has too: ``train all`` does not repeat their jobs.
+    extends: str | None = None

@@ -104,7 +104,7 @@ def train_all(experiments: Mapping[str, Experiment], args: argparse.Namespace) -
             write_json(out / _PLAN, plan._asdict())
         for name in plan.names:
             print(f"{name}:", file=sys.stderr)
-            results = _run(experiments[name], out / name, plan.options, args.workers)
+            results = _run(experiments[name], out, plan.options, args.workers)
             failed += len(results["failed"])
             write_report(out, experiments)
     except KeyboardInterrupt:
@@ -164,15 +164,19 @@ def _arm_count(experiment: Experiment) -> int:
 
 
 def _run(
-    experiment: Experiment, path: Path, options: Mapping[str, Any], workers: int | None
+    experiment: Experiment, out: Path, options: Mapping[str, Any], workers: int | None
 ) -> dict[str, Any]:
     scale, setting = _default(experiment)
+    path = out / experiment.name
     begun = (path / "config.json").exists()
     if begun:
         scale, config = RunFolder.read_config(path, experiment)
     else:
         config = configure(setting, scale, dict(options))
-    return run_folder(path, experiment, scale, config, workers, 60.0, resume=begun)[1]
+    extended = None if experiment.extends is None else out / experiment.extends
+    return run_folder(
+        path, experiment, scale, config, workers, 60.0, resume=begun, extended=extended
+    )[1]
 
 
 def write_report(out: Path, experiments: Mapping[str, Experiment]) -> Path:
