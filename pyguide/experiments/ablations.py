@@ -53,7 +53,12 @@ def _distance_arms() -> list[Arm]:
 def _layer_arms() -> list[Arm]:
     # The paper, with an untrained guide on CIFAR-10: all subsets are better than no guide.
     subsets = [
-        _arm("untrained", f"{end}-{k}", f"{end} {k} pairs", changes={"pairs": f"{end}:{k}"})
+        _arm(
+            "untrained",
+            f"{end}-{k}",
+            f"{end} pair" if k == 1 else f"{end} {k} pairs",
+            changes={"pairs": f"{end}:{k}"},
+        )
         for end in ("first", "last")
         for k in (1, 2, 5, 10)
     ]

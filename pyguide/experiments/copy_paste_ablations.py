@@ -36,26 +36,26 @@ def _distance_arms() -> list[Arm]:
 
 #: The paper's accuracies by the pairs that are compared, of four.
 _SUBSETS = {
-    "first:1": 27.59,
-    "first:2": 28.15,
-    "first:3": 33.93,
-    "last:1": 38.19,
-    "last:2": 41.55,
-    "last:3": 42.33,
+    ("first", 1): 27.59,
+    ("first", 2): 28.15,
+    ("first", 3): 33.93,
+    ("last", 1): 38.19,
+    ("last", 2): 41.55,
+    ("last", 3): 42.33,
 }
 
 
 def _layer_arms(layers: int) -> list[Arm]:
     subsets = [
         Arm(
-            f"untrained-{rule.replace(':', '-')}",
-            f"untrained, {rule.replace(':', ' ')} of the pairs",
+            f"untrained-{end}-{count}",
+            f"untrained, {end} pair" if count == 1 else f"untrained, {end} {count} pairs",
             "untrained",
-            changes={"pairs": rule},
+            changes={"pairs": f"{end}:{count}"},
             paper=(accuracy, None),
         )
-        for rule, accuracy in _SUBSETS.items()
-        if int(rule[-1]) < layers
+        for (end, count), accuracy in _SUBSETS.items()
+        if count < layers
     ]
     # Which guide layer is the paper's is not said.
     one = Arm(

@@ -127,7 +127,7 @@ def plot_differences(
         )
     names = [f"{arm.label} – {labels[arm.baseline or '']}" for arm in shown]
     axes.set_yticks(range(len(shown)), names)
-    axes.invert_yaxis()
+    axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.axvline(0, color="black", lw=0.8)
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
