@@ -34,27 +34,32 @@ def filled(x: Tensor, mask: Tensor | None) -> Tensor:
     """
     if mask is None:
         return x
-    return _by_rows(x, mask) if x.device.type == "cpu" else _by_elements(x, mask)
+    by_rows = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return (_by_rows if by_rows else _by_elements)(x, mask)
 
 
 def _by_elements(x: Tensor, mask: Tensor) -> Tensor:
-    """On GPUs, which need not be waited for."""
+    """Shapes depend on no value, so no device is waited for."""
     mask = mask.reshape(*mask.shape, *[1] * (x.dim() - 2))
-    known = torch.where(mask, x, 0)
-    return torch.where(mask, x, _mean(known, mask))
+    return torch.where(mask, x, _mean(torch.where(mask, x, 0), mask).to(x.dtype))
 
 
 def _by_rows(x: Tensor, mask: Tensor) -> Tensor:
-    """On CPUs: the padded rows alone, as `where` broadcasts a mask slower than memory is copied."""
-    n, positions = mask.shape
-    padded = (~mask).flatten().nonzero().squeeze(1)
-    known = x.reshape(n * positions, -1).index_fill(0, padded, 0)
-    mean = _mean(known.view(n, positions, -1), mask.unsqueeze(2)).squeeze(0)
-    return known.index_copy(0, padded, mean.index_select(0, padded % positions)).view(x.shape)
+    """The padded rows alone are written: on CPUs `where` is slow where it broadcasts the mask.
+
+    With the gradient 1.7 (quartiles 1.5, 1.9) times faster there: float32 (256, 25, 128), a sixth
+    of it padded, one thread of an AMD EPYC with AVX2.
+    """
+    padded = mask.logical_not().flatten().nonzero().squeeze(1)
+    known = x.flatten(0, 1).index_fill(0, padded, 0)
+    mean = _mean(known.view(x.shape), mask.reshape(*mask.shape, *[1] * (x.dim() - 2))).squeeze(0)
+    # Cast last: the gradient of the mean is a sum over rows, and in float32.
+    rows = mean.index_select(0, padded % max(mask.size(1), 1)).to(x.dtype)
+    return known.index_copy(0, padded, rows).view(x.shape)
 
 
 def _mean(known: Tensor, mask: Tensor) -> Tensor:
-    """Of the valid samples of each position."""
+    """Of the valid samples of each position, in float32 at least."""
     dtype = torch.promote_types(known.dtype, torch.float32)
     total = known.sum(dim=0, keepdim=True, dtype=dtype)
-    return (total / mask.sum(dim=0, keepdim=True).clamp(min=1)).to(known.dtype)
+    return total / mask.sum(dim=0, keepdim=True).clamp(min=1)

@@ -224,7 +224,7 @@ def _candidates(network: nn.Module) -> list[str]:
 
 EXPERIMENT = Experiment(
     name="ablations",
-    extends=deep_fcn.EXPERIMENT.name,
+    extends=deep_fcn.EXPERIMENT,
     summary="deep-fcn with one factor of guidance changed at a time, and distillation",
     description="""\
 Train the target of deep-fcn with one factor of guidance changed at a time: distance, paired layers,

@@ -126,7 +126,7 @@ class Paper(_Ablations):
 
 EXPERIMENT = Experiment(
     name="copy-paste-ablations",
-    extends=copy_paste.EXPERIMENT.name,
+    extends=copy_paste.EXPERIMENT,
     summary="copy-paste with one factor of guidance changed at a time",
     description="""\
 Train the RNN of copy-paste with one factor of guidance changed at a time: the distance, the paired

@@ -67,7 +67,6 @@ class ParitySetting(SequenceSetting[ParityConfig]):
     arms = _ARMS
     chance = 0.5
     padding = PADDING
-    has_details = True
 
     def check(self, config: ParityConfig) -> None:
         super().check(config)

@@ -13,6 +13,7 @@ from pyguide.cli import main
 from pyguide.data.parity import PADDING
 from pyguide.experiments import parity
 from pyguide.experiments.harness.checkpoint import Checkpoint
+from pyguide.experiments.harness.experiment import Setting
 from pyguide.experiments.harness.jobs import Files, TargetJob
 from pyguide.experiments.harness.trainer import Trainer
 from pyguide.files import read_json
@@ -166,7 +167,7 @@ def test_details_do_not_steer_a_run_and_a_sweep_has_none(
     report = new_report()
     result = target_job(tmp_path).run(report)
     assert "details" not in target_job(tmp_path, sweep=True).run(new_report())
-    monkeypatch.setattr(parity.Small, "has_details", False)
+    monkeypatch.setattr(parity.Small, "details", Setting.details)
     without = new_report()
     assert "details" in result and "details" not in target_job(tmp_path).run(without)
     assert without_times(without.records) == without_times(report.records)

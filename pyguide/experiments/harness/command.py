@@ -237,11 +237,8 @@ def run_folder(
     seconds: float,
     *,
     resume: bool,
-    extended: Path | None = None,
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Make a run folder, or open one, and do what it lacks; return it with its results.
-
-    Jobs that the folder `extended` has finished are not repeated.
 
     Raises
     ------
@@ -256,7 +253,7 @@ def run_folder(
     else:
         folder = RunFolder.create(path, experiment, scale, config, seconds)
     try:
-        return folder, Run(folder, experiment, scale, config, workers, extended)()
+        return folder, Run(folder, experiment, scale, config, workers)()
     finally:
         folder.close()
 

@@ -138,8 +138,6 @@ class Setting(ABC, Generic[C]):
     judge_gap = False
     #: Whether guides are trained with the configuration's ``clip`` too.
     clips_guide = False
-    #: Whether :meth:`details` has anything to keep.
-    has_details = False
     #: A prediction counts as right if it is among the k largest logits.
     top_k = 1
     #: Packages that the data come from or need, beside those of the report.
@@ -255,8 +253,7 @@ class Setting(ABC, Generic[C]):
     def details(self, model: nn.Module, config: C, data: Splits) -> dict[str, Any]:
         """What else is kept of a target's epoch of lowest validation loss, as JSON types.
 
-        For :meth:`draw`; only asked for where ``has_details``, and not in a sweep. It leaves the
-        random streams as they were.
+        For :meth:`draw`; not asked for in a sweep.
         """
         return {}
 
@@ -339,5 +336,5 @@ class Experiment:
     description: str
     scales: Mapping[str, Setting[Any]]
     examples: Sequence[str] = ()
-    #: The name of one whose arms this one has too: ``train all`` does not repeat their jobs.
-    extends: str | None = None
+    #: One whose arms this one has too: ``train all`` does not repeat their jobs.
+    extends: Experiment | None = None

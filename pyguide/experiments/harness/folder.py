@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,14 +31,14 @@ class _Log:
 
     @classmethod
     def read(cls, path: Path) -> _Log | None:
-        """The log of a finished job; None for one that is missing, was cut or changed."""
+        """The log of a finished job; None for one that was cut or changed."""
         try:
             lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             identity, records, result = lines[0]["job"], lines[1:-1], lines[-1]["result"]
             if [record["epoch"] for record in records] != list(range(1, len(records) + 1)):
                 return None
             return cls(identity, records, result)
-        except (FileNotFoundError, ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError):
             return None
 
     def text(self) -> str:
@@ -175,23 +174,13 @@ class RunFolder:
     def add_result(self, key: str, job: Job, result: dict[str, Any]) -> None:
         """Write the file of a finished job as a whole, and drop its checkpoint."""
         log = _Log(job.identity, self._running.pop(key, []), result)
+        path = self._job_file(key)
         with writing(self.path):
-            self._write(key, log)
+            path.parent.mkdir(exist_ok=True)
+            with atomic_write(path) as temporary:
+                temporary.write_text(log.text(), encoding="utf-8")
             self.files(key, key).checkpoint.unlink(missing_ok=True)
-
-    def copy_job(self, key: str, job: Job, other: Path) -> bool:
-        """Copy a job that another folder has finished, with a guide's weights, if it has it."""
-        log = _Log.read(other / "jobs" / f"{key}.jsonl")
-        if log is None or log.identity != job.identity:
-            return False
-        weights = Path("guides", f"{key}.pt")
-        with writing(self.path):
-            if (other / weights).is_file():
-                (self.path / weights).parent.mkdir(exist_ok=True)
-                with atomic_write(self.path / weights) as temporary:
-                    shutil.copyfile(other / weights, temporary)
-            self._write(key, log)
-        return True
+        self._logs[key] = log
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Replace ``results.json``."""
@@ -202,13 +191,6 @@ class RunFolder:
         """Give up the lock."""
         if self._lock is not None:
             self._lock.close()
-
-    def _write(self, key: str, log: _Log) -> None:
-        path = self._job_file(key)
-        path.parent.mkdir(exist_ok=True)
-        with atomic_write(path) as temporary:
-            temporary.write_text(log.text(), encoding="utf-8")
-        self._logs[key] = log
 
     def _job_file(self, key: str) -> Path:
         return self.path / "jobs" / f"{key}.jsonl"

@@ -203,7 +203,8 @@ class TargetJob:
         return Guided(setting, guidance)
 
     def _details(self, data: Splits) -> Callable[[nn.Module], dict[str, Any]] | None:
-        if self.sweep or not self.setting.has_details:
+        # The model of the best epoch is kept only for what asks for it.
+        if self.sweep or type(self.setting).details is Setting.details:
             return None
         return lambda model: self.setting.details(model, self.config, data)
 

@@ -264,7 +264,7 @@ def _sweep_lines(config: Config, arms: Sequence[Arm], results: dict[str, Any]) -
     lines = [*markdown_table(rows), "", f"Learning rates swept with seed {config.sweep_seed}."]
     if edges and len(config.lrs) > 1:
         lines += [
-            f"Picked at the edge of the rates, so a better one may lie outside: {', '.join(edges)}."
+            f"Picked at the edge of the rates, so a better one may lie outside: {'; '.join(edges)}."
         ]
     return [*lines, ""]
 

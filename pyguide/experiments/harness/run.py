@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from pyguide.errors import UserError
@@ -46,21 +45,12 @@ class Run:
     config : Config
     workers : int
         Processes at a time.
-    extended : Path, optional
-        A run folder from which jobs that are the same are copied.
     """
 
     def __init__(
-        self,
-        folder: RunFolder,
-        experiment: Experiment,
-        scale: str,
-        config: Config,
-        workers: int,
-        extended: Path | None = None,
+        self, folder: RunFolder, experiment: Experiment, scale: str, config: Config, workers: int
     ) -> None:
         self.folder, self.experiment, self.scale = folder, experiment, scale
-        self.extended = extended
         self.setting, self.config, self.workers = experiment.scales[scale], config, workers
         self.together = started_by_torchrun()
         self.arms = self.setting.variants(config)
@@ -120,19 +110,11 @@ class Run:
     def _pending(self, targets: Sequence[Task]) -> list[Task]:
         """The targets that the folder lacks, and the guides that these need and it lacks."""
         lacking = [task for task in targets if not self._finished(task)]
-        lacking = [task for task in lacking if not self._copied(task)]
         return [
             task
             for task in with_guides(lacking, self.folder.files)
-            if not (self._finished(task) or self._copied(task)) or not self._usable(task)
+            if not (self._finished(task) and self._usable(task))
         ]
-
-    def _copied(self, task: Task) -> bool:
-        """Whether the extended folder has the job, which is then this folder's too."""
-        if self.extended is None or not self.folder.copy_job(task.key, task.job, self.extended):
-            return False
-        print(f"{task.job.name}: that of {self.extended}", file=sys.stderr)
-        return True
 
     def _finished(self, task: Task) -> bool:
         return self.folder.finished(task.key, task.job)

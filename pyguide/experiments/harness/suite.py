@@ -17,6 +17,7 @@ from pyguide.experiments.harness.folder import RunFolder, pictures
 from pyguide.experiments.harness.packages import check_packages
 from pyguide.experiments.harness.processes import worker_count
 from pyguide.experiments.harness.report import results_table, table
+from pyguide.experiments.harness.shared_jobs import begin_with_shared_jobs, shared_jobs
 from pyguide.experiments.harness.together import in_processes
 from pyguide.files import atomic_write, lock, read_json, write_json, writing
 
@@ -173,10 +174,8 @@ def _run(
         scale, config = RunFolder.read_config(path, experiment)
     else:
         config = configure(setting, scale, dict(options))
-    extended = None if experiment.extends is None else out / experiment.extends
-    return run_folder(
-        path, experiment, scale, config, workers, 60.0, resume=begun, extended=extended
-    )[1]
+        begun = begin_with_shared_jobs(experiment, scale, config, out)
+    return run_folder(path, experiment, scale, config, workers, 60.0, resume=begun)[1]
 
 
 def write_report(out: Path, experiments: Mapping[str, Experiment]) -> Path:
@@ -197,7 +196,7 @@ def write_report(out: Path, experiments: Mapping[str, Experiment]) -> Path:
         arms = setting.variants(config)
         summary.append((name, setting, arms, results))
         text = table(setting, config, arms, results).replace("# ", f"## {name}: ", 1)
-        sections.append(f"{text}\n{_facts(path, scale, results)}\n")
+        sections.append(f"{text}\n{_facts(experiment, path, scale, results)}\n")
         for picture in pictures(path) if results["runs"] else ():
             sections.append(f"![{name}: {picture.stem}]({name}/{picture.name})\n")
     smoke = ["**Smoke runs (`--quick`): these numbers say nothing.**", ""] if quick else []
@@ -208,7 +207,7 @@ def write_report(out: Path, experiments: Mapping[str, Experiment]) -> Path:
     return report
 
 
-def _facts(path: Path, scale: str, results: Mapping[str, Any]) -> str:
+def _facts(experiment: Experiment, path: Path, scale: str, results: Mapping[str, Any]) -> str:
     """Scale, the time that the jobs took together, and versions."""
     used = read_json(path / "config.json")["versions"]
     versions = ", ".join(f"{name} {value}" for name, value in used.items() if value is not None)
@@ -218,4 +217,12 @@ def _facts(path: Path, scale: str, results: Mapping[str, Any]) -> str:
         *results["runs"],
     ]
     seconds = sum(job.get("seconds", 0.0) for job in jobs)
-    return f"Scale {scale}; {len(jobs)} jobs of {seconds / 60:.0f} minutes in all; {versions}."
+    shared = shared_jobs(experiment, path)
+    those = (
+        f", {shared} of them those of {experiment.extends.name}"
+        if experiment.extends and shared
+        else ""
+    )
+    return (
+        f"Scale {scale}; {len(jobs)} jobs of {seconds / 60:.0f} minutes in all{those}; {versions}."
+    )
