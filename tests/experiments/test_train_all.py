@@ -93,6 +93,19 @@ def test_jobs_of_an_experiment_that_another_extends_are_done_once(
     assert capsys.readouterr().err.count("0 jobs") == 2 and (ours / "table.md").read_text() == text
 
 
+def test_files_that_a_kill_cut_are_not_shared(quick_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablations.Small, "quick", {**deep_fcn.Small.quick, "arms": ("none",)})
+    out = tmp_path / "all"
+    begin = ["--only", "deep-fcn", "--quick", "--workers", "1", "--out", str(out)]
+    assert main(["train", "all", *begin]) == 0
+    for name, text in {"cut": '{"job": {"arm"', "empty": ""}.items():
+        (out / "deep-fcn" / "jobs" / f"{name}.jsonl").write_text(text)
+    more = ["--only", "ablations", "--workers", "1", "--resume", str(out)]
+    assert main(["train", "all", *more]) == 0
+    files = {path.stem for path in (out / "ablations" / "jobs").iterdir()}
+    assert files == {"guide-seed1", "none-seed1"}
+
+
 def test_an_interrupted_run_says_how_to_go_on(quick_data, tmp_path, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt

@@ -41,8 +41,9 @@ def begin_with_shared_jobs(experiment: Experiment, scale: str, config: Config, o
         for folder in ("jobs", "guides"):
             (path / folder).mkdir()
         for file in sorted((other / "jobs").glob("*.jsonl")):
-            with file.open(encoding="utf-8") as lines:
-                job = json.loads(next(lines))["job"]
+            job = _job(file)
+            if job is None:
+                continue
             weights = other / "guides" / f"{file.stem}.pt"
             is_guide = job["arm"] is None and weights.is_file()
             if job["seed"] in seeds and (is_guide or job["arm"] in arms):
@@ -77,6 +78,16 @@ def _is_same(
         and _settings(theirs) == _settings(config)
         and read_json(other / "config.json")["versions"] == used
     )
+
+
+def _job(file: Path) -> dict[str, Any] | None:
+    """What a job was; None where a kill cut its file."""
+    try:
+        with file.open(encoding="utf-8") as lines:
+            job: dict[str, Any] = json.loads(next(lines))["job"]
+    except (ValueError, LookupError, StopIteration):
+        return None
+    return job
 
 
 def _settings(config: Config) -> dict[str, Any]:
