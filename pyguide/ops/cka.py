@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyguide import reference
-from pyguide.ops import feature_space, sample_space
+from pyguide.ops.cka_operators import align
 from pyguide.ops.contract import result_dtype, token_count
 from pyguide.ops.dispatch import has_native_backend
 from pyguide.ops.distinct import distinct_layers, no_values
-from pyguide.ops.first_derivative import first_derivative_only
 from pyguide.ops.inputs import (
     check_layers,
     check_pairs,
@@ -21,104 +19,12 @@ from pyguide.ops.inputs import (
     check_tokens,
     integer_pairs,
 )
-from pyguide.ops.library import register
 from pyguide.ops.precision import precision_code
 from pyguide.ops.routes import split_by_route
 
 __all__ = ["CKALoss", "cka", "cka_matrix", "cka_pairs", "cka_pairs_and_flags"]
 
 _REDUCTIONS = ("sum", "mean")
-
-# The last arguments of every operator: debiased, per_token, precision code.
-_Options = tuple[bool, bool, int]
-
-
-def _register_route(name: str, route: Any) -> tuple[Any, Any]:
-    """Register the forward and backward operators of one way to compute CKA."""
-
-    def fake_forward(
-        layers: list[Tensor],
-        left: list[int],
-        right: list[int],
-        debiased: bool,
-        per_token: bool,
-        precision: int,
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        count = len(left) * token_count(layers, per_token)
-        values = layers[0].new_empty(count, dtype=torch.float64)
-        degenerate = layers[0].new_empty(count, dtype=torch.bool)
-        return values, degenerate, route.fake_saved(layers, left, right, per_token)
-
-    def fake_backward(
-        grad: Tensor,
-        values: Tensor,
-        degenerate: Tensor,
-        saved: list[Tensor],
-        layers: list[Tensor],
-        left: list[int],
-        right: list[int],
-        wanted: list[int],
-        debiased: bool,
-        per_token: bool,
-        precision: int,
-    ) -> list[Tensor]:
-        return [torch.empty_like(layers[w]) for w in wanted]
-
-    forward = register(
-        f"{name}(Tensor[] layers, int[] left, int[] right, bool debiased,"
-        " bool per_token, int precision) -> (Tensor values, Tensor degenerate, Tensor[] saved)",
-        implementation=route.forward,
-        fake=fake_forward,
-    )
-    backward = register(
-        f"{name}_backward(Tensor grad, Tensor values, Tensor degenerate, Tensor[] saved,"
-        " Tensor[] layers, int[] left, int[] right, int[] wanted, bool debiased,"
-        " bool per_token, int precision) -> Tensor[]",
-        implementation=route.backward,
-        fake=fake_backward,
-    )
-    return forward, backward
-
-
-_sample_forward, _sample_backward = _register_route("cka_sample_space", sample_space)
-_feature_forward, _feature_backward = _register_route("cka_feature_space", feature_space)
-
-
-class _CKA(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        in_feature_space: bool,
-        left: list[int],
-        right: list[int],
-        options: _Options,
-        *layers: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        forward = _feature_forward if in_feature_space else _sample_forward
-        values, degenerate, saved = forward(list(layers), left, right, *options)
-        ctx.in_feature_space = in_feature_space
-        ctx.pairs = left, right
-        ctx.options = options
-        ctx.layers = len(layers)
-        ctx.save_for_backward(values, degenerate, *layers, *saved)
-        ctx.mark_non_differentiable(degenerate)
-        return values.to(result_dtype(layers), copy=True), degenerate
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> Any:
-        values, degenerate, *rest = ctx.saved_tensors
-        layers, saved = rest[: ctx.layers], rest[ctx.layers :]
-        left, right = ctx.pairs
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[4:]) if needed]
-        backward = _feature_backward if ctx.in_feature_space else _sample_backward
-        computed = backward(
-            grad, values, degenerate, saved, layers, left, right, wanted, *ctx.options
-        )
-        computed = first_derivative_only(computed, grad, *layers)
-        grads: list[Tensor | None] = [None] * len(layers)
-        for w, g in zip(wanted, computed, strict=True):
-            grads[w] = g
-        return (None, None, None, None, *grads)
 
 
 def _check_layers(
@@ -131,24 +37,6 @@ def _check_layers(
     )
     if per_token:
         check_tokens(groups)
-
-
-def _align(
-    in_feature_space: bool,
-    pairs: list[tuple[int, int]],
-    options: _Options,
-    layers: list[Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Values and degenerate flags of pairs of layers by one of the routes."""
-    left, right = [i for i, _ in pairs], [j for _, j in pairs]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in layers):
-        values, degenerate = _CKA.apply(in_feature_space, left, right, options, *layers)
-        return values, degenerate
-    # Not only cheaper: where nothing requires grad, Dynamo tells a Function that takes ctx from
-    # one that does not by the number of arguments, and some numbers of layers mislead it.
-    forward = _feature_forward if in_feature_space else _sample_forward
-    values, degenerate, _ = forward(layers, left, right, *options)
-    return values.to(result_dtype(layers)), degenerate
 
 
 def cka_pairs_and_flags(
@@ -196,7 +84,7 @@ def _checked_cka(
     parts = split_by_route(layers, indices, route, debiased, token_count(layers, per_token))
     options = (debiased, per_token, precision_code(precision, xs[0].device))
     results = [
-        _align(p.in_feature_space, p.pairs, options, [layers[i] for i in p.layers]) for p in parts
+        align(p.in_feature_space, p.pairs, options, [layers[i] for i in p.layers]) for p in parts
     ]
     if per_token:
         results = [

@@ -70,7 +70,7 @@ def _stacked(layers: Sequence[Tensor]) -> Tensor:
     if torch.is_grad_enabled() and layers[0].requires_grad:
         result: Tensor = _DoubleGrams.apply(*layers)
         return result
-    return _grams(layers)  # see _align in pyguide/ops/cka.py
+    return _grams(layers)  # see align in pyguide/ops/cka_operators.py
 
 
 def double_grams(layers: Sequence[Tensor]) -> list[Tensor]:

@@ -119,4 +119,4 @@ def gram(xs: Sequence[Tensor], *, center: bool = True, precision: str | None = N
     if torch.is_grad_enabled() and any(x.requires_grad for x in xs):
         result: Tensor = _Gram.apply(center, code, *xs)
         return result
-    return native_gram(list(xs), center, code)  # see _align in pyguide/ops/cka.py
+    return native_gram(list(xs), center, code)  # see align in pyguide/ops/cka_operators.py

@@ -310,7 +310,7 @@ def pairwise_alignment(
     code = precision_code(precision, xs[0].device)
     if torch.is_grad_enabled() and any(x.requires_grad for x in layers):
         values, degenerate = _Pairwise.apply(left, right, options, per_token, code, *layers)
-    else:  # see _align in pyguide/ops/cka.py
+    else:  # see align in pyguide/ops/cka_operators.py
         values, degenerate, _ = _pairwise(layers, left, right, *options, per_token, code, False)
     values = values.to(result_dtype([*xs, *ys]))
     if per_token:

@@ -112,4 +112,4 @@ def squared_distance(f: Tensor, g: Tensor) -> Tensor:
         g = g.view_as(g) if g is f else g  # Dynamo takes no tensor twice
         result: Tensor = _SquaredDistance.apply(f, g)
         return result
-    return _compare(f, g)[0]  # see _align in pyguide/ops/cka.py
+    return _compare(f, g)[0]  # see align in pyguide/ops/cka_operators.py

@@ -122,4 +122,4 @@ def random_projection(x: Tensor, features: int, seed: int) -> Tensor:
     if torch.is_grad_enabled() and x.requires_grad:
         result: Tensor = _RandomProjection.apply(x, features, seed)
         return result
-    return _project(x, features, seed)  # see _align in pyguide/ops/cka.py
+    return _project(x, features, seed)  # see align in pyguide/ops/cka_operators.py
