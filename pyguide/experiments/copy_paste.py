@@ -97,7 +97,7 @@ class Small(CopyPasteSetting):
         "width": 32,
         "guide_width": 32,
     }
-    protocol: ClassVar = {"lrs": (3e-4, 1e-3, 3e-3, 1e-2)}
+    protocol: ClassVar = {"lrs": (3e-4, 1e-3, 3e-3)}
 
 
 class Paper(CopyPasteSetting):

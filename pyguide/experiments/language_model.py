@@ -26,11 +26,11 @@ def _rates(lr: float) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class LanguageConfig(SequenceConfig):
-    """Narrow networks on short windows of Shakespeare, or of the user's texts."""
+    """Short windows; narrow networks of as many layers as the paper's."""
 
     lr: Mapping[str, float] = field(default_factory=lambda: _rates(1e-3))
-    epochs: int = option(8, "epochs of the target", least=1, target_only=True)
-    guide_epochs: int = option(8, "epochs of the trained guides", least=1)
+    epochs: int = option(5, "epochs of the target", least=1, target_only=True)
+    guide_epochs: int = option(5, "epochs of the trained guides", least=1)
     clip: float = option(0.25, "norm to which gradients are clipped")
     data: str | None = option(
         None,
@@ -41,8 +41,8 @@ class LanguageConfig(SequenceConfig):
     vocabulary: int = option(5_000, "most frequent words that are told apart", least=3)
     context: int = option(32, "words of a window", least=2)
     train_words: int = option(0, "words to train on, from the beginning; 0: all", least=0)
-    layers: int = option(2, "layers of the target", least=1, target_only=True)
-    guide_layers: int = option(2, "layers of the guide", least=1)
+    layers: int = option(4, "layers of the target", least=1, target_only=True)
+    guide_layers: int = option(4, "layers of the guide", least=1)
 
 
 class LanguageSetting(TokenSetting[LanguageConfig]):
@@ -65,7 +65,7 @@ class Small(LanguageSetting):
     data_name = "words"
     paper_name = "WikiText-103, perplexity"
     arms = three_arms(none=(69.19, 1.89), trained=(40.01, 1.54), untrained=(59.61, 2.33))
-    config = LanguageConfig()
+    config = LanguageConfig(batch_size=128, guide_batch_size=128)
     quick: ClassVar = {
         "seeds": (1,),
         "vocabulary": 500,
@@ -123,9 +123,7 @@ class Paper(LanguageSetting):
         vocabulary=50_257,
         context=256,
         width=512,
-        layers=4,
         guide_width=512,
-        guide_layers=4,
         heads=16,
     )
     protocol: ClassVar = {"lrs": (3e-5, 1e-4, 3e-4)}

@@ -154,7 +154,7 @@ class Small(ParitySetting):
         "guide_epochs": 4,
         "feed_forward": 64,
     }
-    protocol: ClassVar = {"lrs": (3e-4, 1e-3, 3e-3, 1e-2)}
+    protocol: ClassVar = {"lrs": (3e-4, 1e-3, 3e-3)}
 
 
 class Paper(ParitySetting):

@@ -9,7 +9,7 @@ import pytest
 from pyguide.cli import main
 from pyguide.experiments.deep_fcn import EXPERIMENT
 from pyguide.experiments.harness import mnist1d
-from pyguide.experiments.harness.grid import pick, sweep_tasks, with_guides
+from pyguide.experiments.harness.grid import extended_sweep, pick, sweep_tasks, with_guides
 from pyguide.experiments.harness.jobs import Files
 from pyguide.files import read_json
 
@@ -50,6 +50,62 @@ def test_the_lowest_validation_loss_is_picked():
         {"arm": "b", "lr": 4.0, "diverged": "nan"},
     ]
     assert pick(runs) == {"a": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("lrs", "losses", "beyond"),
+    [
+        ([1e-3, 3e-3, 1e-2], [3.0, 2.0, 1.0], 3e-2),
+        ([3e-3, 1e-2, 1e-3], [2.0, 1.0, 3.0], 3e-2),
+        ([1e-3, 3e-3, 1e-2], [1.0, 2.0, 3.0], 3e-4),
+        ([1e-3, 3e-3, 1e-2], [2.0, 1.0, 3.0], None),
+        ([1e-3, 3e-3, 1e-2], [2.0, 1.0, "diverged"], None),
+        ([1e-3, 3e-3, 1e-2], [1.0, "diverged", "diverged"], 3e-4),
+        ([1e-3, 3e-3, 1e-2], ["diverged", "diverged", "diverged"], None),
+        ([1e-3, 3e-3, 1e-2], [3.0, 2.0, None], None),  # One is not done.
+        ([1e-3, 3e-3, 1e-2, 3e-2], [4.0, 3.0, 2.0, 1.0], 1e-1),
+        ([2e-3, 1e-3], [1.0, 2.0], 4e-3),
+        ([1e-3], [1.0], None),
+    ],
+)
+def test_the_rate_beyond_an_edge(tmp_path, lrs, losses, beyond):
+    config = replace(SETTING.config, sweep=True, lrs=tuple(lrs), arms=("none",), extend=1)
+    files = Files(tmp_path, tmp_path / "c", 60.0, tmp_path / "g")
+    swept = sweep_tasks(SETTING, config, lambda key, guide: files)
+    runs = [
+        {"arm": "none", "lr": lr, **({"diverged": "nan"} if loss == "diverged" else {})}
+        | ({"val_loss": loss} if isinstance(loss, float) else {})
+        for lr, loss in zip(lrs, losses, strict=True)
+        if loss is not None
+    ]
+    more = extended_sweep(SETTING, config, lambda key, guide: files, swept, runs)
+    assert [task.job.lr for task in more] == ([] if beyond is None else [beyond])
+    assert all(task.key == f"sweep-none-lr{beyond!r}" and task.job.sweep for task in more)
+
+
+def test_a_sweep_goes_on_beyond_an_edge(tiny_data, jobs_in_threads, tmp_path, capsys):
+    out = tmp_path / "run"
+    rates = ["--sweep", "--lrs", "1e-7", "3e-7", "--extend", "2"]
+    options = ["--arms", "none", "untrained", *rates, "--seeds", "1"]
+    assert main([*TRAIN, *TINY, *options, "--out", str(out)]) == 0
+    results = read_json(out / "results.json")
+    swept = {run["lr"]: run["val_loss"] for run in results["sweep"] if run["arm"] == "none"}
+    # Here more is better, and two rates beyond are the most.
+    assert sorted(swept) == [1e-7, 3e-7, 9e-7, 2.7e-6]
+    assert min(swept, key=swept.get) == 2.7e-6
+    assert results["learning_rates"] == {"none": 2.7e-6, "untrained": 2.7e-6}
+    assert [run["lr"] for run in results["runs"]] == [2.7e-6, 2.7e-6]
+    report = (out / "table.md").read_text()
+    assert "| lr 1e-07 | lr 3e-07 | lr 9e-07 | lr 2.7e-06 |" in report
+    assert "Picked at the edge of the rates" in report and "[10/10]" in capsys.readouterr().err
+
+    # What was swept beyond is part of the run, and is found again.
+    (out / "jobs" / "sweep-none-lr9e-07.jsonl").unlink()
+    assert main([*TRAIN, "--resume", str(out)]) == 0
+    again = read_json(out / "results.json")
+    assert again["learning_rates"] == results["learning_rates"] and again["runs"] == results["runs"]
+    assert [run["val_loss"] for run in again["sweep"]] == [r["val_loss"] for r in results["sweep"]]
+    assert "arm untrained" not in capsys.readouterr().err
 
 
 def test_a_sweep_then_the_final_runs(tiny_data, jobs_in_threads, tmp_path, capsys):

@@ -107,10 +107,17 @@ def _add_grid_options(parser: argparse.ArgumentParser, scales: Mapping[str, Sett
         "--protocol",
         action="store_true",
         help=f"as the published results: --sweep of these rates{_defaults(swept, len(scales))}, "
-        f"--seeds {final}, where not given",
+        f"--extend {setting.protocol_changes()['extend']}, --seeds {final}, where not given",
     )
     add("--sweep-only", action="store_true", help="a sweep without the final runs")
     add("--lrs", nargs="+", type=float, metavar="LR", help=f"rates to sweep (default: {lrs})")
+    add(
+        "--extend",
+        type=int,
+        metavar="N",
+        help="sweep an arm on while its best rate is the highest or lowest that it was tried with, "
+        f"by up to N rates (default: {shipped.extend})",
+    )
     add("--sweep-seed", type=int, metavar="SEED", help=f"(default: {shipped.sweep_seed})")
     add(
         "--vary",

@@ -18,7 +18,7 @@ __all__ = ["LEARNING_RATES", "Config", "option"]
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 #: Fields that choose runs from the grid; one run does not depend on them.
-GRID_FIELDS = ("arms", "seeds", "lr", "lrs", "sweep", "sweep_seed", "vary")
+GRID_FIELDS = ("arms", "seeds", "lr", "lrs", "extend", "sweep", "sweep_seed", "vary")
 
 C = TypeVar("C", bound="Config")
 
@@ -73,6 +73,8 @@ class Config:
         Learning rate by arm, where no sweep picks it.
     sweep, lrs, sweep_seed
         Whether to pick each arm's rate from `lrs` by validation loss, with `sweep_seed`.
+    extend : int
+        How many rates beyond `lrs` an arm may be swept with, while its best is the last one.
     vary : dict of str to tuple
         Values of other fields; every arm is run with each.
     clip : float or None
@@ -85,6 +87,7 @@ class Config:
     seeds: tuple[int, ...] = (1, 2)
     lr: Mapping[str, float] = field(default_factory=dict)
     lrs: tuple[float, ...] = LEARNING_RATES
+    extend: int = 0
     sweep: bool = False
     sweep_seed: int = 0
     vary: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -139,6 +142,8 @@ class Config:
             )
         _check_list("--arms", self.arms)
         _check_list("--lrs", self.lrs)
+        if self.extend < 0:
+            raise UserError(f"--extend: expected at least 0, got {self.extend}")
         rates_of = [
             ("--lr", self.lr.values()),
             ("--lrs", self.lrs),
@@ -174,8 +179,8 @@ class Config:
         if "sweep" in options or self.sweep:
             if "lr" in options:
                 raise UserError("--lr: a sweep picks the learning rates; give --lrs")
-        elif "lrs" in options or "sweep_seed" in options:
-            raise UserError("--lrs and --sweep-seed belong to --sweep")
+        elif not options.keys().isdisjoint(("lrs", "extend", "sweep_seed")):
+            raise UserError("--lrs, --extend and --sweep-seed belong to --sweep")
         if "lr" in options:
             options["lr"] = {
                 **self.lr,

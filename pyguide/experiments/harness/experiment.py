@@ -268,8 +268,11 @@ class Setting(ABC, Generic[C]):
         return (logits.topk(k, dim=1).indices == y.unsqueeze(1)).any(dim=1)
 
     def protocol_changes(self) -> dict[str, Any]:
-        """Learning rates and seeds of the published results: a few rates, then five fresh seeds."""
-        return {"lrs": self.config.lrs, "seeds": (1, 2, 3, 4, 5), **self.protocol}
+        """Learning rates and seeds of the published results: a few rates, then five fresh seeds.
+
+        Where an arm's best rate is an edge of these, up to two beyond it.
+        """
+        return {"lrs": self.config.lrs, "extend": 2, "seeds": (1, 2, 3, 4, 5), **self.protocol}
 
     def is_compared(self, arm: Arm) -> bool:
         """Whether the report has the arm's curves, and its error consistency with the others."""

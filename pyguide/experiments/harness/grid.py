@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,14 @@ from pyguide.experiments.harness.experiment import Arm, Setting
 from pyguide.experiments.harness.jobs import Files, GuideJob, TargetJob, arm_config
 from pyguide.experiments.harness.progress import Task
 
-__all__ = ["final_tasks", "pick", "shipped_rates", "sweep_tasks", "with_guides"]
+__all__ = [
+    "extended_sweep",
+    "final_tasks",
+    "pick",
+    "shipped_rates",
+    "sweep_tasks",
+    "with_guides",
+]
 
 FilesOf = Callable[[str, str], Files]
 
@@ -22,6 +30,50 @@ def sweep_tasks(setting: Setting[Any], config: Config, files: FilesOf) -> list[T
         for arm in setting.variants(config)
         for lr in config.lrs
     ]
+
+
+def extended_sweep(
+    setting: Setting[Any],
+    config: Config,
+    files: FilesOf,
+    swept: Sequence[Task],
+    runs: Sequence[Mapping[str, Any]],
+) -> list[Task]:
+    """The next rate of each arm whose best one is the highest or lowest of those swept.
+
+    Parameters
+    ----------
+    swept : sequence of Task
+        All of the sweep so far.
+    runs : sequence of mapping
+        The finished ones' records: an arm that lacks one waits.
+    """
+    tried: dict[str, set[float]] = {}
+    for task in swept:
+        assert isinstance(task.job, TargetJob)
+        tried.setdefault(task.job.arm.name, set()).add(task.job.lr)
+    done = Counter(run["arm"] for run in runs)
+    best = pick(runs)
+    tasks = []
+    for arm in setting.variants(config):
+        rates = sorted(tried.get(arm.name, ()))
+        if (
+            len(rates) > 1
+            and len(rates) < len(config.lrs) + config.extend
+            and done[arm.name] == len(rates)
+            and best.get(arm.name) in (rates[0], rates[-1])
+        ):
+            outwards = rates if best[arm.name] == rates[-1] else rates[::-1]
+            lr = _beyond(outwards)
+            tasks.append(_task(setting, config, files, arm, config.sweep_seed, lr, sweep=True))
+    return tasks
+
+
+def _beyond(rates: Sequence[float]) -> float:
+    """The rate after the last, whose steps repeat every other time: 1, 3, 10, then 30."""
+    *earlier, previous, last = rates
+    step = previous / earlier[-1] if earlier else last / previous
+    return float(f"{last * step:.6g}")
 
 
 def final_tasks(

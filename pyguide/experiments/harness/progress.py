@@ -66,6 +66,11 @@ class Progress:
             bar_format="{percentage:3.0f} % |{bar:30}| {elapsed} elapsed, {remaining} left",
         )
 
+    def add(self, tasks: Sequence[Task]) -> None:
+        """More will run than was known."""
+        self._left |= {task.key: task.job.epochs for task in tasks}
+        self._bar.total += sum(task.job.epochs * task.cost for task in tasks)
+
     def advance(self, task: Task) -> None:
         """One epoch of the task is done."""
         self._left[task.key] -= 1

@@ -247,19 +247,21 @@ def _group(labels: Mapping[str, str], name: str) -> str:
 def _sweep_lines(config: Config, arms: Sequence[Arm], results: dict[str, Any]) -> list[str]:
     """Lowest validation losses, the picked ones bold."""
     runs = {(run["arm"], run["lr"]): run for run in results["sweep"]}
-    rows = [["lowest validation loss", *(f"lr {lr:g}" for lr in config.lrs)]]
+    lrs = sorted({*config.lrs, *(lr for _, lr in runs)})
+    rows = [["lowest validation loss", *(f"lr {lr:g}" for lr in lrs)]]
     edges = []
     for arm in arms:
         picked = results["learning_rates"].get(arm.name)
         cells = []
-        for lr in config.lrs:
+        for lr in lrs:
             run = runs.get((arm.name, lr))
             cell = "–" if run is None else "diverged"
             if run is not None and "diverged" not in run:
                 cell = f"{run['val_loss']:.3f}"
             cells.append(f"**{cell}**" if lr == picked else cell)
         rows.append([arm.label, *cells])
-        if picked in (min(config.lrs), max(config.lrs)):
+        tried = [*config.lrs, *(lr for name, lr in runs if name == arm.name)]
+        if picked in (min(tried), max(tried)):
             edges.append(arm.label)
     lines = [*markdown_table(rows), "", f"Learning rates swept with seed {config.sweep_seed}."]
     if edges and len(config.lrs) > 1:

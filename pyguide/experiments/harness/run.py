@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from pyguide.experiments.harness.curves import plot_curves, plot_differences
 from pyguide.experiments.harness.experiment import Experiment
 from pyguide.experiments.harness.folder import RunFolder
 from pyguide.experiments.harness.grid import (
+    extended_sweep,
     final_tasks,
     pick,
     shipped_rates,
@@ -55,6 +56,8 @@ class Run:
         self.together = started_by_torchrun()
         self.arms = self.setting.variants(config)
         self.sweep = sweep_tasks(self.setting, config, folder.files) if config.sweep else []
+        while self._extend_sweep():
+            pass
         self.failed: dict[str, str] = {}
         self._named: set[str] = set()  # Guides whose damage has been told.
 
@@ -76,11 +79,26 @@ class Run:
         self._done, self._planned = 0, len(planned)
         try:
             self._run(sweep)
+            while more := self._extend_sweep():
+                beyond = self._pending(more)
+                self._planned += len(beyond)
+                self.progress.add(beyond)
+                self._run(beyond)
             self._run(self._pending(self._final_tasks(self._rates())))
             self._skip_unpicked(final)
             return self._finish()
         finally:
             self.progress.close()
+
+    def _extend_sweep(self) -> list[Task]:
+        """Add to the sweep, and return, what lies beyond the edges that were picked so far."""
+        more = extended_sweep(
+            self.setting, self.config, self.folder.files, self.sweep, self._runs(self.sweep)
+        )
+        # In one order, whatever the order in which jobs ended.
+        position = {arm.name: i for i, arm in enumerate(self.arms)}
+        self.sweep = sorted([*self.sweep, *more], key=lambda task: _place(task, position))
+        return more
 
     def _check_data(self) -> None:
         """All data are made, and found whole, before any job reads them; each fills a batch."""
@@ -267,3 +285,9 @@ class Run:
                     with atomic_write(self.folder.picture(name)) as temporary:
                         figure.savefig(temporary, dpi=150, format="png")
         return results
+
+
+def _place(task: Task, position: Mapping[str, int]) -> tuple[int, float]:
+    """Where a task of a sweep stands in the results: by arm and learning rate."""
+    assert isinstance(task.job, TargetJob)
+    return position[task.job.arm.name], task.job.lr
