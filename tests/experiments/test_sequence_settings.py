@@ -178,7 +178,7 @@ def test_the_tokens_of_padding_are_the_datas():
         ("parity", ["--min-length", "0"], "--min-length: expected at least 1"),
         ("language-model", ["--guide-input", "noise"], "--guide-input: tokens have no noise"),
         ("language-model", ["--heads", "7"], "--heads: a width of 128"),
-        ("language-model", ["--pairs", "first:3"], "--pairs first:3: there are 2 pairs"),
+        ("language-model", ["--pairs", "first:5"], "--pairs first:5: there are 4 pairs"),
         ("language-model", ["--data", "nowhere"], "--data: {here}/nowhere is no folder"),
         ("language-model", ["--data", "."], "--data: no .txt file in {here}"),
         ("language-model", ["--scale", "paper"], "--data: expected a folder of wiki.train.tokens"),

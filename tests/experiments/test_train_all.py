@@ -168,9 +168,12 @@ def test_the_protocol_sweeps_three_rates_and_takes_fresh_seeds(quick_data, tmp_p
     assert main(["train", "deep-fcn", "--protocol", *options, "--out", str(out)]) == 0
     results = read_json(out / "results.json")
     rates = list(deep_fcn.Small.protocol["lrs"])
-    assert [run["lr"] for run in results["sweep"]] == rates and len(rates) == 3
+    swept = [run["lr"] for run in results["sweep"]]
+    assert len(rates) == 3 and set(rates) <= set(swept) and len(swept) <= 5
+    picked = results["learning_rates"]["none"]
+    assert picked not in (min(swept), max(swept)) or len(swept) == 5
     assert [run["seed"] for run in results["runs"]] == [1, 2, 3, 4, 5]
-    assert results["learning_rates"]["none"] in rates
+    assert {run["lr"] for run in results["runs"]} == {picked}
     again = ["--protocol", "--seeds", "7", "--lrs", "1e-3", *options]
     assert main(["train", "deep-fcn", *again, "--out", str(tmp_path / "other")]) == 0
     config = read_json(tmp_path / "other" / "config.json")["config"]
@@ -192,7 +195,7 @@ def test_the_protocol_without_its_final_runs(quick_data, tmp_path, capsys):
     command = ["train", "deep-fcn", "--protocol", "--sweep-only", *options, "--out", str(out)]
     assert main(command) == 0
     results = read_json(out / "results.json")
-    assert len(results["sweep"]) == 3 and results["runs"] == []
+    assert 3 <= len(results["sweep"]) <= 5 and results["runs"] == []
 
 
 @pytest.mark.parametrize(
