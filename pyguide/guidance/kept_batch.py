@@ -37,9 +37,15 @@ class KeptBatch:
         """A layer; `last` is that of :meth:`ActivationStore.take`, and means nothing here."""
         layer = self._layers[at]
         if self._store.has_grams:
-            gram = self._store.take_gram(layer, self._ids).to(self._device)
+            gram = self._sent(self._store.take_gram(layer, self._ids))
             return self._shape(at)._replace(gram=gram)
-        return Captured(self._store.take(layer, self._ids).to(self._device), None)
+        return Captured(self._sent(self._store.take(layer, self._ids)), None)
+
+    def _sent(self, x: Tensor) -> Tensor:
+        # From memory that is not pinned a copy waits for what the GPU has to do.
+        if self._device.type == "cuda":
+            x = x.pin_memory()
+        return x.to(self._device, non_blocking=True)
 
     def take_all(self) -> list[Captured]:
         """All layers."""

@@ -35,13 +35,15 @@ class GuidedTraining:
         self.x = torch.randn(SAMPLES, 24).to(device, dtype)
         self.y = torch.randint(CLASSES, (SAMPLES,)).to(device)
         pairs = [("0", "conv1"), ("2", "conv2")]
+        self.ids = torch.arange(SAMPLES) if "guide_cache" in options else None
         self.guidance = Guidance(self.target, guide, pairs=pairs, **options)
         self.optimizer = torch.optim.SGD(self.target.parameters(), lr=0.05)
 
     def loss(self) -> Tensor:
         with self.guidance.capture():
             logits = self.target(self.x)
-        return self.guidance.total_loss(F.cross_entropy(logits, self.y), self.x)
+        task = F.cross_entropy(logits, self.y)
+        return self.guidance.total_loss(task, self.x, sample_ids=self.ids)
 
     def step(self) -> Tensor:
         self.optimizer.zero_grad(set_to_none=False)

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from guided import GuidedTraining
+from guided import SAMPLES, GuidedTraining
 from layers import related
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from pyguide.guidance import GuideCache
 from pyguide.ops import cka_pairs_and_flags
 
 pytestmark = pytest.mark.cuda
@@ -123,8 +124,10 @@ def test_no_call_waits_for_the_device(call, waiting_is_an_error):
     assert torch.equal(before[0], after[0])
 
 
-def test_no_guided_step_waits_for_the_device(waiting_is_an_error):
-    training = GuidedTraining(DEVICE)
+@pytest.mark.parametrize("keep", [None, "activations", "grams"])
+def test_no_guided_step_waits_for_the_device(waiting_is_an_error, keep):
+    cache = {} if keep is None else {"guide_cache": GuideCache(samples=SAMPLES, keep=keep)}
+    training = GuidedTraining(DEVICE, **cache)
     training.step()
     before = training.weights()
     waiting_is_an_error()
