@@ -35,6 +35,24 @@ struct GramFinishParams {
   Layer layer[kMaxLayers];
 };
 
+// Sum of values a step apart, in their order. Their addresses do not depend on the sum, and many
+// are read before the first is added, so that the wait for memory is not one for each.
+template <class T>
+PYGUIDE_DEVICE double sum_of(const T* from, int64_t step, int count) {
+  constexpr int kAtOnce = 16;
+  double sum = 0;
+  int s = 0;
+  for (; s + kAtOnce <= count; s += kAtOnce) {
+    T read[kAtOnce];
+    PYGUIDE_UNROLL
+    for (int k = 0; k < kAtOnce; ++k) read[k] = from[(s + k) * step];
+    PYGUIDE_UNROLL
+    for (int k = 0; k < kAtOnce; ++k) sum += double(read[k]);
+  }
+  for (; s < count; ++s) sum += double(from[s * step]);
+  return sum;
+}
+
 // The partial sums of one matrix.
 class Partials {
  public:
@@ -47,14 +65,12 @@ class Partials {
   PYGUIDE_DEVICE double entry(int i, int j) const {
     const int side = layer_.side;
     const Square tile{i / side, j / side};
-    const int64_t at = int64_t(i % side) * side + j % side;
-    double sum = 0;
-    for (int s = 0; s < layer_.splits; ++s) {
-      const int64_t position = item(s, tile) * side * side + at;
-      sum += layer_.in_double ? static_cast<const double*>(layer_.partial)[position]
-                              : double(static_cast<const float*>(layer_.partial)[position]);
-    }
-    return sum;
+    const int64_t size = int64_t(side) * side;
+    const int64_t at = first_item(tile) * size + int64_t(i % side) * side + j % side;
+    const int64_t step = items_of_split() * size;
+    return layer_.in_double
+               ? sum_of(static_cast<const double*>(layer_.partial) + at, step, layer_.splits)
+               : sum_of(static_cast<const float*>(layer_.partial) + at, step, layer_.splits);
   }
 
   PYGUIDE_DEVICE double row_sum(int i) const {
@@ -63,18 +79,18 @@ class Partials {
     for (int other = 0; other < tiles_; ++other) {
       const bool is_row = other <= own;
       const Square tile = is_row ? Square{own, other} : Square{other, own};
-      const int at = i % side + (is_row ? 0 : side);
-      for (int s = 0; s < layer_.splits; ++s) {
-        sum += layer_.row_sums[item(s, tile) * 2 * side + at];
-      }
+      const int64_t at = first_item(tile) * 2 * side + i % side + (is_row ? 0 : side);
+      sum += sum_of(layer_.row_sums + at, items_of_split() * 2 * side, layer_.splits);
     }
     return sum;
   }
 
  private:
-  PYGUIDE_DEVICE int64_t item(int split, Square tile) const {
-    const int64_t tiles = int64_t(tiles_) * (tiles_ + 1) / 2;
-    return (token_ * layer_.splits + split) * tiles + index_of(tile);
+  PYGUIDE_DEVICE int64_t items_of_split() const { return int64_t(tiles_) * (tiles_ + 1) / 2; }
+
+  // The tile's item of the first range of features.
+  PYGUIDE_DEVICE int64_t first_item(Square tile) const {
+    return token_ * layer_.splits * items_of_split() + index_of(tile);
   }
 
   const GramFinishParams::Layer& layer_;
