@@ -160,9 +160,7 @@ struct Coefficients {
   };
 
   PYGUIDE_DEVICE static double norm_of(const Params& p, int64_t matrix) {
-    double norm = 0;
-    for (int c = 0; c < p.stat_chunks; ++c) norm += p.stats[(matrix * p.stat_chunks + c) * 2 + 1];
-    return sqrt(norm);
+    return sqrt(sum_of(p.stats + matrix * p.stat_chunks * 2 + 1, 2, p.stat_chunks));
   }
 
   // The factors of L° and K° that one pair contributes.
@@ -191,8 +189,8 @@ struct Coefficients {
     const T* own = gram_of(p, layer.layer, token);
     const int64_t out_matrix = layer.out + token;
     T* out = static_cast<T*>(p.out) + out_matrix * p.n * p.row_stride;
-    const int64_t first = p.n * chunk / p.chunks * p.row_stride;
-    const int64_t last = p.n * (chunk + 1) / p.chunks * p.row_stride;
+    const int64_t first_row = p.n * chunk / p.chunks;
+    const int64_t rows = p.n * (chunk + 1) / p.chunks - first_row;
     const double norm = norm_of(p, layer.layer * int64_t(p.tokens) + token);
     double bound = layer.continued && chunk == 0 ? p.bounds[out_matrix] : 0;
     bool continued = layer.continued;
@@ -207,8 +205,11 @@ struct Coefficients {
         own_scale += shared.own[t];
         bound += shared.bound[t];
       }
-      for (int64_t e = first + thread_index(); e < last; e += kThreads) {
-        const int64_t row = e / p.row_stride, col = e % p.row_stride;
+      // Of the chunk alone, so that 32 bits count them: a division of 64 takes many times as long.
+      const uint32_t stride = uint32_t(p.row_stride), entries = uint32_t(rows) * stride;
+      for (uint32_t entry = thread_index(); entry < entries; entry += kThreads) {
+        const int64_t row = first_row + entry / stride, col = entry % stride;
+        const int64_t e = first_row * p.row_stride + entry;
         double sum = continued ? double(out[e]) : 0;
         if (col < p.n) {
           const int64_t at = row * p.n + col;
