@@ -35,7 +35,7 @@ def check_complete(folder: Path) -> None:
 
 
 def write(out: Path) -> None:
-    """Copy the report of `out`, and the pictures that changed."""
+    """Copy the report of `out` and its pictures."""
     report = REPORT / "report.md"
     head = report.read_text(encoding="utf-8").partition("\n| experiment")[0]
     body = (out / "report.md").read_text(encoding="utf-8").partition("\n| experiment")[2]

@@ -44,8 +44,8 @@ class KeptBatch:
     def _sent(self, x: Tensor) -> Tensor:
         # From memory that is not pinned a copy waits for what the GPU has to do.
         if self._device.type == "cuda":
-            x = x.pin_memory()
-        return x.to(self._device, non_blocking=True)
+            return x.pin_memory().to(self._device, non_blocking=True)
+        return x.to(self._device)
 
     def take_all(self) -> list[Captured]:
         """All layers."""

@@ -174,7 +174,7 @@ def test_the_tokens_of_padding_are_the_datas():
         ("parity", ["--clip", "-1"], "--clip: expected a norm above 0, got -1"),
         ("parity", ["--pairs", "last:2"], "--pairs last:2: there are 1 pairs of layers"),
         ("parity", ["--heads", "5"], "--heads: a width of 64"),
-        ("parity", ["--min-length", "51"], "--min-length: 51 is above --max-length, 50"),
+        ("parity", ["--min-length", "21"], "--min-length: 21 is above --max-length, 20"),
         ("parity", ["--min-length", "0"], "--min-length: expected at least 1"),
         ("language-model", ["--guide-input", "noise"], "--guide-input: tokens have no noise"),
         ("language-model", ["--heads", "7"], "--heads: a width of 128"),

@@ -62,7 +62,7 @@ def test_the_lowest_validation_loss_is_picked():
         ([1e-3, 3e-3, 1e-2], [2.0, 1.0, "diverged"], None),
         ([1e-3, 3e-3, 1e-2], [1.0, "diverged", "diverged"], 3e-4),
         ([1e-3, 3e-3, 1e-2], ["diverged", "diverged", "diverged"], None),
-        ([1e-3, 3e-3, 1e-2], [3.0, 2.0, None], None),  # One is not done.
+        ([1e-3, 3e-3, 1e-2], [1.0, 2.0, None], None),  # One is not done.
         ([1e-3, 3e-3, 1e-2, 3e-2], [4.0, 3.0, 2.0, 1.0], 1e-1),
         ([2e-3, 1e-3], [1.0, 2.0], 4e-3),
         ([1e-3], [1.0], None),

@@ -74,7 +74,8 @@ class Config:
     sweep, lrs, sweep_seed
         Whether to pick each arm's rate from `lrs` by validation loss, with `sweep_seed`.
     extend : int
-        How many rates beyond `lrs` an arm may be swept with, while its best is the last one.
+        How many rates beyond `lrs` an arm may be swept with, while its best is the highest or
+        lowest that it was swept with.
     vary : dict of str to tuple
         Values of other fields; every arm is run with each.
     clip : float or None
