@@ -72,7 +72,9 @@ class Small(LanguageSetting):
         "context": 16,
         "train_words": 50_000,
         "width": 32,
+        "layers": 2,
         "guide_width": 32,
+        "guide_layers": 2,
         "epochs": 2,
         "guide_epochs": 2,
     }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 OPTIONS = {"align_only": 1, "release_at": 4}
@@ -114,3 +116,6 @@ if __name__ == "__main__":
     steps = train(model, Network(9, seed=1), folder)
     if RANK == 0:
         torch.save({"steps": steps, "state": model.state_dict()}, folder / f"{WORLD_SIZE}.pt")
+    if dist.is_initialized():
+        gc.collect()  # Of wrappers, which keep gloo's threads: a Python that ends aborts on these.
+        dist.destroy_process_group()

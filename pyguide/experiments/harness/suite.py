@@ -42,8 +42,8 @@ def add_all_parser(subparsers: Any, experiments: Mapping[str, Experiment]) -> No
         help="every experiment by the protocol of the published results, and one report",
         description="Run every experiment in its default scale, one after another: three or "
         "four learning rates with one seed, and up to two beyond an edge, of which validation "
-        "picks one an arm; then fresh seeds. FOLDER gets a run folder an experiment, and report.md with their tables and "
-        "pictures.",
+        "picks one an arm; then fresh seeds. FOLDER gets a run folder an experiment, and "
+        "report.md with their tables and pictures.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

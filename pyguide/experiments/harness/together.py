@@ -6,6 +6,7 @@ its jobs, and train with it.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -150,4 +151,7 @@ def _process_group(device: str) -> Iterator[None]:
     dist.init_process_group("nccl" if on_gpus else "gloo")
     yield
     # Not after an exception: others may wait for this process, which torchrun then ends.
+    # A DistributedDataParallel that is garbage keeps gloo's threads alive, and one that still runs
+    # when Python ends aborts the process (torch 2.13).
+    gc.collect()
     dist.destroy_process_group()
