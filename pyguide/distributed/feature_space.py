@@ -11,7 +11,7 @@ from torch import Tensor
 from pyguide.distributed.redistribution import Samples, total_
 from pyguide.ops import feature_space
 from pyguide.ops.contract import HIGHEST, result_dtype
-from pyguide.ops.first_derivative import first_derivative_only
+from pyguide.ops.first_derivative import by_input
 
 __all__ = ["feature_space_cka"]
 
@@ -86,8 +86,4 @@ class _CKA(torch.autograd.Function):
             HIGHEST,
             union,
         )
-        computed = first_derivative_only(computed, grad, *layers)
-        grads: list[Tensor | None] = [None] * len(layers)
-        for w, g in zip(wanted, computed, strict=True):
-            grads[w] = g
-        return (None, None, None, None, *grads)
+        return (None, None, None, None, *by_input(computed, wanted, grad, layers))

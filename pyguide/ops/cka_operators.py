@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyguide.ops import feature_space, sample_space
 from pyguide.ops.contract import result_dtype, token_count
-from pyguide.ops.first_derivative import first_derivative_only
+from pyguide.ops.first_derivative import by_input
 from pyguide.ops.library import register
 
 __all__ = ["align"]
@@ -99,11 +99,7 @@ class _CKA(torch.autograd.Function):
         computed = backward(
             grad, values, degenerate, saved, layers, left, right, wanted, *ctx.options
         )
-        computed = first_derivative_only(computed, grad, *layers)
-        grads: list[Tensor | None] = [None] * len(layers)
-        for w, g in zip(wanted, computed, strict=True):
-            grads[w] = g
-        return (None, None, None, None, *grads)
+        return (None, None, None, None, *by_input(computed, wanted, grad, layers))
 
 
 def align(

@@ -1,13 +1,14 @@
-"""A clear error for second derivatives."""
+"""What a backward pass returns: gradients by input, and a clear error for second derivatives."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["first_derivative_only"]
+__all__ = ["by_input", "first_derivative_only"]
 
 
 class _FirstDerivativeOnly(torch.autograd.Function):
@@ -31,3 +32,13 @@ def first_derivative_only(grads: list[Tensor], *inputs: Tensor) -> list[Tensor]:
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return grads
     return list(_FirstDerivativeOnly.apply(len(grads), *grads, *inputs))
+
+
+def by_input(
+    computed: list[Tensor], wanted: Sequence[int], grad: Tensor, inputs: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """The gradients of the wanted inputs, :func:`first_derivative_only`, and None of the others."""
+    grads: list[Tensor | None] = [None] * len(inputs)
+    for w, g in zip(wanted, first_derivative_only(computed, grad, *inputs), strict=True):
+        grads[w] = g
+    return grads

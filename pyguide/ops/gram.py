@@ -11,7 +11,7 @@ from torch import Tensor
 from pyguide import reference
 from pyguide.ops.contract import result_dtype
 from pyguide.ops.dispatch import backend_of, has_native_backend
-from pyguide.ops.first_derivative import first_derivative_only
+from pyguide.ops.first_derivative import by_input
 from pyguide.ops.inputs import check_layers, check_precision
 from pyguide.ops.library import register
 from pyguide.ops.precision import precision_code
@@ -65,12 +65,8 @@ class _Gram(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         layers = ctx.saved_tensors
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
-        grads: list[Tensor | None] = [None] * len(layers)
         computed = native_gram_backward(grad, list(layers), wanted, *ctx.arguments)
-        computed = first_derivative_only(computed, grad, *layers)
-        for w, g in zip(wanted, computed, strict=True):
-            grads[w] = g
-        return (None, None, *grads)
+        return (None, None, *by_input(computed, wanted, grad, layers))
 
 
 def gram(xs: Sequence[Tensor], *, center: bool = True, precision: str | None = None) -> Tensor:

@@ -18,7 +18,7 @@ from pyguide.ops.centering import center_
 from pyguide.ops.contract import Alignment, result_dtype
 from pyguide.ops.dispatch import backend_of, has_native_backend
 from pyguide.ops.dissimilarities import dissimilarity
-from pyguide.ops.first_derivative import first_derivative_only
+from pyguide.ops.first_derivative import by_input
 from pyguide.ops.pairwise import Options, laplacians, similarities
 
 __all__ = ["gram_alignment"]
@@ -70,11 +70,7 @@ class _GramAlignment(torch.autograd.Function):
                 for some, matrices in parts
                 for w, b in zip(some, matrices.unbind(), strict=True)
             ]
-        computed = first_derivative_only(computed, grad, *grams)
-        grads: list[Tensor | None] = [None] * len(grams)
-        for w, g in zip(wanted, computed, strict=True):
-            grads[w] = g
-        return (None, None, None, *grads)
+        return (None, None, None, *by_input(computed, wanted, grad, grams))
 
 
 def _centered(grams: Tensor, centering: str) -> list[Tensor]:

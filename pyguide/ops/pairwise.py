@@ -21,7 +21,7 @@ from pyguide.ops.contract import Alignment, result_dtype, token_count
 from pyguide.ops.dispatch import backend_of, has_native_backend
 from pyguide.ops.dissimilarities import Dissimilarity, dissimilarity, squared_distances
 from pyguide.ops.distinct import distinct_layers, no_values
-from pyguide.ops.first_derivative import first_derivative_only
+from pyguide.ops.first_derivative import by_input
 from pyguide.ops.inputs import check_layers, check_pairs, check_precision, check_tokens
 from pyguide.ops.library import register
 from pyguide.ops.precision import precision_code
@@ -275,11 +275,7 @@ class _Pairwise(torch.autograd.Function):
         computed = _pairwise_backward(
             grad, values, degenerate, saved, layers, *ctx.pairs, wanted, *ctx.options
         )
-        computed = first_derivative_only(computed, grad, *layers)
-        grads: list[Tensor | None] = [None] * len(layers)
-        for w, g in zip(wanted, computed, strict=True):
-            grads[w] = g
-        return (None, None, None, None, None, *grads)
+        return (None, None, None, None, None, *by_input(computed, wanted, grad, layers))
 
 
 def pairwise_alignment(

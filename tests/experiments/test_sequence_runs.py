@@ -58,6 +58,19 @@ def texts(tmp_path):
     return ["--data", str(folder)]
 
 
+def test_guidance_of_no_weight_changes_nothing(jobs_in_threads, tmp_path):
+    """The target has dropout: guidance draws no random numbers either."""
+    out = tmp_path / "run"
+    options = [*RUNS["parity", "default"], *NARROW, *SHORT, "--guide-outputs", "computed"]
+    for weight, same in [("0", True), ("1", False)]:
+        folder = out / weight
+        command = ["train", "parity", *options, "--weight", weight, "--out", str(folder)]
+        assert main([*command, "--arms", "none", "untrained"]) == 0
+        runs = read_json(folder / "results.json")["runs"]
+        losses = {(run["arm"], run["seed"]): run["val_loss"] for run in runs}
+        assert all((losses["none", s] == losses["untrained", s]) == same for s in (1, 2))
+
+
 @pytest.mark.parametrize(("name", "scale"), RUNS, ids=["-".join(key) for key in RUNS])
 def test_a_run_at_reduced_size(name, scale, texts, jobs_in_threads, tmp_path, capsys):
     out = tmp_path / "run"
