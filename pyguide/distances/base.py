@@ -74,6 +74,14 @@ class Distance(ABC):
         distances = [self(x, y, pairs=pairs) for x, y in zip(tokens, others, strict=True)]
         return torch.stack(distances, dim=1), None
 
+    def samples_of_origin(self, n: int) -> int:
+        """How many of n samples, from the first, have the mean that features are measured from.
+
+        At the origin a feature counts nothing, so this is what stands for padding: all samples for
+        a distance that centres its layers, the default; 0 if it does not, which is zero itself.
+        """
+        return n
+
     def from_grams(
         self, grams: Sequence[Tensor], pairs: Sequence[tuple[int, int]]
     ) -> tuple[Tensor, Tensor | None]:

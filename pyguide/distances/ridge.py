@@ -113,6 +113,9 @@ class Ridge(PairedDistance):
     def __repr__(self) -> str:
         return f"Ridge(penalty={self.penalty}, projection={self.projection}, seed={self.seed})"
 
+    def samples_of_origin(self, n: int) -> int:
+        return n // 2
+
     def _compare(self, pairs: PairedLayers) -> tuple[Tensor, Tensor]:
         projected = [self._projected(x) for x in pairs.layers]
         scores, flags = ridge_scores(pairs._replace(layers=projected), self.penalty)

@@ -79,6 +79,10 @@ class RSA(DissimilarityAlignment):
         precision = f", precision={self.precision!r}" if self.precision else ""
         return f"RSA({self.rdm!r}, diagonal={self.diagonal}{precision})"
 
+    def samples_of_origin(self, n: int) -> int:
+        # Angles are those at zero; Euclidean distances depend on no origin.
+        return 0 if self.rdm == "cosine" else n
+
     @property
     def _options(self) -> Options:
         return Options(self.rdm, (), "entries" if self.diagonal else "off_diagonal")

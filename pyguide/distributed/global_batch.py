@@ -158,6 +158,9 @@ class GlobalBatch(Distance):
             values, flags = self._by_pairs(layers, indices, samples)
         return values.to(result_dtype([*xs, *ys])), flags
 
+    def samples_of_origin(self, n: int) -> int:
+        return self.distance.samples_of_origin(n)
+
     def costs(
         self,
         xs: Sequence[Tensor],

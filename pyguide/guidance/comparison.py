@@ -145,14 +145,14 @@ class Comparison:
         return _distances(
             distance,
             [self.indices[p] for p in self._whole],
-            lambda i: _filled(xs[i], mask),
-            lambda j: _filled(ys[j], mask),
+            lambda i: _filled(distance, xs[i], mask),
+            lambda j: _filled(distance, ys[j], mask),
         )
 
     def _gram_distances(self, xs: Captures, ys: Captures) -> Distances:
         """Of pairs whose guide layers have their Gram matrices only."""
         precision = getattr(self.distance, "precision", None)
-        targets = gram([_filled(x, None) for x in xs], precision=precision).unbind()
+        targets = gram([_filled(self.distance, x, None) for x in xs], precision=precision).unbind()
         guides = [y.gram for y in ys if y.gram is not None]
         pairs = [(i, len(xs) + j) for i, j in self.indices]
         return self.distance.from_grams([*targets, *guides], pairs)
@@ -230,8 +230,10 @@ def used_layers(pairs: Sequence[tuple[int, int]]) -> _Used:
     return _Used(left, right, [(left.index(i), right.index(j)) for i, j in pairs])
 
 
-def _filled(captured: Captured, mask: Tensor | None) -> Tensor:
-    return filled(captured.tensor, valid_positions(captured.tensor, captured.mask, mask))
+def _filled(distance: Distance, captured: Captured, mask: Tensor | None) -> Tensor:
+    x = captured.tensor
+    valid = valid_positions(x, captured.mask, mask)
+    return filled(x, valid, distance.samples_of_origin(x.size(0)))
 
 
 def _gathered(captures: Captures, positions: Tensor, samples: Tensor | None, index: int) -> Tensor:

@@ -218,10 +218,11 @@ class Guidance(GuidedNetworks, StepLogs):
             (n, T, ...); others ignore it (but a map of T channels is not told from a sequence:
             flatten it with `extract`). A per-token pair compares each position over its
             valid samples, and leaves out positions with fewer than the distance needs (2,
-            debiased 4). A pair of whole sequences has the mean of the valid samples in place
-            of padding: there the sample is an average one and adds nothing. Padded values
-            change nothing and get no gradient. Biased CKA of few samples is near 1: where few
-            are valid use "debiased_cka". On a GPU, per-token pairs wait for the mask.
+            debiased 4). A pair of whole sequences has the distance's origin in place of
+            padding, where a feature counts nothing: the mean of the valid samples, for ridge of
+            those that fit, for RSA of cosines zero. Padded values change nothing and get no
+            gradient. Biased CKA of few samples is near 1: where few are valid use
+            "debiased_cka". On a GPU, per-token pairs wait for the mask.
         sample_ids : Tensor, optional
             For a `guide_cache`: (n,) int64, each sample's position in the data set, best on the
             CPU. A sample may be in the batch twice. The guide does not run, and `x` and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
@@ -58,16 +59,20 @@ def texts(tmp_path):
     return ["--data", str(folder)]
 
 
-def test_guidance_of_no_weight_changes_nothing(jobs_in_threads, tmp_path):
-    """The target has dropout: guidance draws no random numbers either."""
+def test_guidance_of_a_vanishing_weight_changes_nothing(jobs_in_threads, tmp_path):
+    """Its gradients are lost in rounding. The target has dropout: no random numbers are drawn."""
     out = tmp_path / "run"
     options = [*RUNS["parity", "default"], *NARROW, *SHORT, "--guide-outputs", "computed"]
-    for weight, same in [("0", True), ("1", False)]:
+    for weight, same in [("1e-30", True), ("1", False)]:
         folder = out / weight
         command = ["train", "parity", *options, "--weight", weight, "--out", str(folder)]
         assert main([*command, "--arms", "none", "untrained"]) == 0
         runs = read_json(folder / "results.json")["runs"]
         losses = {(run["arm"], run["seed"]): run["val_loss"] for run in runs}
+        # With a weight of 0 the guide would not run.
+        lines = (folder / "jobs" / "untrained-seed1.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        assert sum(record.get("guidance_loss", 0) > 0 for record in records) == 2
         assert all((losses["none", s] == losses["untrained", s]) == same for s in (1, 2))
 
 

@@ -120,18 +120,20 @@ def replaces_padding(layer, is_padding, value):
     layer.register_forward_hook(hook)
 
 
+@pytest.mark.parametrize("distance", ["cka", "debiased_cka", "rsa", "ridge"])
 @pytest.mark.parametrize("name", ["copy-paste", "parity"])
-def test_what_is_computed_at_padding_counts_in_no_distance(name):
+def test_what_is_computed_at_padding_counts_in_no_distance(name, distance):
     results = []
     for value in (0.0, 50.0):
-        setting, target, guide, guidance = guided(name)
+        setting, target, guide, guidance = guided(name, distance=distance)
         guidance.close()
         x, y = batch(name, setting.config)
         for layer in (*target.layers, *guide.layers):
             # Before the hooks of guidance, which see what these return.
             replaces_padding(layer, x == setting.padding, value)
         target.eval()
-        guidance = setting.guidance(target, guide, setting.config, setting.arms[2])
+        config = replace(setting.config, distance=distance)
+        guidance = setting.guidance(target, guide, config, setting.arms[2])
         with guidance.capture():
             target(x)
         unmasked = guidance.loss(x)

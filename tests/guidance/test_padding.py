@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from pyguide import reference
 from pyguide.capture.padding import _by_elements, filled
+from pyguide.distances import RBFCKA, RSA, Bures, Ridge
 from pyguide.guidance import Guidance, Pair
 
 T = 6
@@ -49,7 +50,7 @@ def _networks() -> tuple[nn.Module, nn.Module]:
     return mlp(6, 8, 3).double(), mlp(6, 5, 3, seed=1).double()
 
 
-@pytest.mark.parametrize("distance", ["cka", "debiased_cka"])
+@pytest.mark.parametrize("distance", ["cka", "debiased_cka", "rsa", "ridge"])
 @pytest.mark.parametrize("per_token", [False, True])
 def test_padded_values_change_nothing_and_get_no_gradient(tokens, mask, per_token, distance):
     target, guide = _networks()
@@ -115,6 +116,54 @@ def test_whole_sequences_have_the_mean_where_they_are_padded(tokens, mask):
     torch.testing.assert_close(gradient, target[0].weight.grad, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("distance", "samples"),
+    [
+        (RSA("cosine"), 0),
+        (RSA("euclidean"), N),
+        (Ridge(1.0), N // 2),
+        (Ridge(1.0), 0),
+        (RBFCKA(), N),
+        (Bures(), N),
+    ],
+)
+def test_padding_is_at_the_origin_of_the_distance(tokens, mask, distance, samples):
+    """An angle is one at zero; a regression's origin is the mean of the samples that it fits."""
+    if samples == 0 and distance.name.startswith("ridge"):
+        # Where no sample that fits is valid the mean is zero.
+        mask[: N // 2, 2] = False
+        samples = N // 2
+    target, guide = _networks()
+    loss = _loss(target, guide, tokens, mask, distance=distance).item()
+    layers = []
+    for layer in (target[0](tokens).detach(), guide[0](tokens).detach()):
+        for t, rows in enumerate(mask.T):
+            known = layer[:samples, t][rows[:samples]]
+            layer[~rows, t] = known.mean(0) if len(known) else 0.0
+        layers.append(layer)
+    expected = distance([layers[0]], [layers[1]]).item()
+    assert loss == pytest.approx(expected, abs=1e-9)
+
+
+def test_two_padded_samples_have_the_cosine_of_what_is_valid(tokens):
+    """Every other sample ends early: no padded position is in a product or a norm."""
+    mask = torch.ones(N, T, dtype=torch.bool)
+    mask[0::2, 4:] = False
+    target, guide = _networks()
+    loss = _loss(target, guide, tokens, mask, distance="rsa").item()
+    rdms = []
+    for layer in (target[0](tokens).detach(), guide[0](tokens).detach()):
+        similarity = torch.zeros(N, N, dtype=torch.float64)
+        for i in range(N):
+            for j in range(N):
+                both = mask[i] & mask[j]
+                norms = layer[i, mask[i]].norm() * layer[j, mask[j]].norm()
+                similarity[i, j] = (layer[i, both] * layer[j, both]).sum() / norms
+        rdms.append(1 - similarity[~torch.eye(N, dtype=torch.bool)])
+    expected = 1 - torch.corrcoef(torch.stack(rdms))[0, 1].item()
+    assert loss == pytest.approx(expected, abs=1e-9)
+
+
 def test_a_position_that_is_padded_everywhere_is_nothing(tokens, mask):
     target, guide = _networks()
     mask[:, 3] = False
@@ -156,7 +205,8 @@ def test_half_precision_is_filled_with_a_mean_in_float32(mask):
 
 @pytest.mark.parametrize("shape", [(N, T), (N, T, 5), (N, T, 2, 3)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_cpus_fill_as_gpus_do(mask, shape, dtype):
+@pytest.mark.parametrize("samples", [None, N // 2, 0])
+def test_cpus_fill_as_gpus_do(mask, shape, dtype, samples):
     mask[:, 0] = False
     generator = torch.Generator().manual_seed(4)
     x, weights = torch.randn(2, *shape, dtype=torch.float64, generator=generator).to(dtype)
@@ -165,7 +215,7 @@ def test_cpus_fill_as_gpus_do(mask, shape, dtype):
     def outcome(fill, dtype):
         leaf = x.to(dtype, copy=True).requires_grad_()
         # Not contiguous, as a layer that was transposed.
-        out = fill(leaf.transpose(0, 1).contiguous().transpose(0, 1), mask)
+        out = fill(leaf.transpose(0, 1).contiguous().transpose(0, 1), mask, samples)
         (out * weights.to(dtype)).sum().backward()
         return out.detach(), leaf.grad
 
