@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from pyguide.bench.ceilings import Probes, cpu_probes
-from pyguide.bench.memory import available_bytes, peak_memory
+from pyguide.bench.memory import peak_memory
 from pyguide.bench.timing import Clock, host_clock
 from pyguide.bench.workloads import Work, Workload
+from pyguide.memory import available_bytes
 
 __all__ = ["CPU", "DEVICES", "UnitWork", "device_named"]
 

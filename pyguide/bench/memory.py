@@ -14,7 +14,7 @@ import torch
 from pyguide.bench.candidates import candidate
 from pyguide.bench.workloads import Workload
 
-__all__ = ["available_bytes", "in_own_process", "memory_of", "peak_memory"]
+__all__ = ["in_own_process", "memory_of", "peak_memory"]
 
 # More than the samples for which pyguide has kernels of their own.
 _TINY_N = 32
@@ -122,15 +122,3 @@ def _resident() -> tuple[int, int]:
     lines = (line.split() for line in _STATUS.read_text().splitlines())
     kib = {words[0]: int(words[1]) for words in lines if words and words[0].startswith("Vm")}
     return kib["VmRSS:"] * 1024, kib["VmHWM:"] * 1024
-
-
-def available_bytes() -> int | None:
-    """Memory that programs can still get; None where /proc/meminfo does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None

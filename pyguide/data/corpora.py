@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import sys
 from collections.abc import Callable, Sequence
@@ -121,8 +122,12 @@ def _read(path: Path) -> str:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"--data: {path} cannot be read: {error.strerror or error}") from None
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return raw.decode("utf-16", "replace")
+    if b"\0" in raw:
+        raise UserError(f"--data: {path} is no text: it has bytes of 0; save it as UTF-8")
     try:
-        return raw.decode("utf-8")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
         return raw.decode("latin-1")
 

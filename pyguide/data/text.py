@@ -21,6 +21,7 @@ UNKNOWN = "<unk>"
 Parts = dict[str, list[str]]
 Corpus = dict[str, Tensor]
 
+_PARTS = {"train": "training", "val": "validation", "test": "test"}
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+|[.,;:!?]")
 # Windows in one forward pass of an evaluation: their logits have a column a word.
 _EVALUATION_BATCH = 64
@@ -82,15 +83,8 @@ def windows(ids: Tensor, context: int) -> tuple[Tensor, Tensor]:
     -------
     x, y : Tensor
         (n, context) int64 each: words, and those that follow them.
-
-    Raises
-    ------
-    UserError
-        If there are fewer than ``context + 1`` words.
     """
     count = (len(ids) - 1) // context
-    if count < 1:
-        raise UserError(f"--context: {len(ids)} words do not fill a window of {context}")
     used = count * context
     return ids[:used].view(count, context), ids[1 : used + 1].view(count, context)
 
@@ -117,9 +111,21 @@ def text_splits(
         Where the tensors go.
     train_words : int, optional
         How many words of the training part are used; all by default.
+
+    Raises
+    ------
+    UserError
+        If a part does not fill a window.
     """
     parts = {}
     for name, ids in (corpus | {"train": corpus["train"][:train_words]}).items():
+        if len(ids) <= context:
+            least = " or larger --train-words" if name == "train" else ""
+            raise UserError(
+                f"--context: the {_PARTS[name]} part of the text has {len(ids)} words, and a "
+                f"window of {context} needs {context + 1}: give a smaller --context{least}, or "
+                "more text"
+            )
         x, y = (tensor.to(device) for tensor in windows(ids, context))
         parts[name] = TensorSplit(x, y, _EVALUATION_BATCH)
     return Splits(**parts, classes=words)

@@ -44,6 +44,7 @@ PAPER = CopyPasteConfig(
     epochs=100,
     guide_epochs=100,
     guide_lr=1e-4,
+    clip=0.0,
     guide_outputs="computed",
     min_length=20,
     max_length=40,

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from pyguide.errors import UserError
 from pyguide.experiments import copy_paste
 from pyguide.experiments.harness.experiment import Arm, Experiment
 from pyguide.experiments.harness.sequences import layer_pairs
@@ -96,6 +97,13 @@ class _Ablations(copy_paste.CopyPasteSetting):
             pairs = layer_pairs(target, guide, "even")
             return [(path, pairs[-1][1]) for path, _ in pairs]
         return super().pairs(target, guide, config, arm)
+
+    def _check_varied(self, config: copy_paste.CopyPasteConfig) -> None:
+        super()._check_varied(config)
+        if "pairs" in config.vary and _ONE_GUIDE_LAYER in config.arms:
+            raise UserError(
+                f"--vary: arm {_ONE_GUIDE_LAYER} sets pairs itself; choose others with --arms"
+            )
 
     def is_compared(self, arm: Arm) -> bool:
         return arm.name.partition(",")[0] in ("none", "trained", "untrained")

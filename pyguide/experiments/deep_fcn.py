@@ -55,6 +55,7 @@ class Small(Mnist1DSetting[SmallConfig]):
     protocol: ClassVar = {"lrs": (1e-3, 3e-3, 1e-2)}
 
     def check(self, config: SmallConfig) -> None:
+        super().check(config)
         _check_pairs(config, _RESNET1D_LAYERS)
 
     def target(self, config: SmallConfig, data: Splits) -> nn.Module:

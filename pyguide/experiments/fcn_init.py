@@ -79,6 +79,7 @@ class Small(wide_fcn.Small):
     title = "Wide FCN aligned before its training, on MNIST-1D"
     arms = _ARMS
     config = SmallConfig()
+    refused = ("release_at",)
     quick: ClassVar = {"seeds": (1,), "epochs": 8, "align_steps": 30}
 
     def check(self, config: Config) -> None:
@@ -106,6 +107,7 @@ class Paper(wide_fcn.Paper):
     title = "Wide FCN aligned before its training, on an image folder"
     arms = _ARMS
     config = PaperConfig()
+    refused = ("release_at",)
 
     def check(self, config: Config) -> None:
         assert isinstance(config, PaperConfig)

@@ -31,7 +31,7 @@ class LanguageConfig(SequenceConfig):
     lr: Mapping[str, float] = field(default_factory=lambda: _rates(1e-3))
     epochs: int = option(5, "epochs of the target", least=1, target_only=True)
     guide_epochs: int = option(5, "epochs of the trained guides", least=1)
-    clip: float = option(0.25, "norm to which gradients are clipped")
+    clip: float = option(0.25, "norm to which gradients are clipped; 0: they are not", least=0)
     data: str | None = option(
         None,
         "folder of .txt files to read in place of Shakespeare's works; with --scale paper, of "

@@ -165,6 +165,7 @@ class Paper(ParitySetting):
         seeds=(1, 2, 3, 4, 5),
         epochs=100,
         guide_epochs=100,
+        clip=0.0,
         max_length=50,
         held_out_size=10_000,
         feed_forward=2048,

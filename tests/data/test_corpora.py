@@ -31,6 +31,21 @@ def test_a_folder_of_texts_in_either_encoding(tmp_path):
     assert parts["val"] == parts["test"] == ["naïve"] + ["été"] * 2
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_a_mark_of_the_encoding_is_read(encoding, tmp_path):
+    (tmp_path / "a.txt").write_bytes(("été " * 20).encode(encoding))
+    assert text_folder(tmp_path)["train"] == ["été"] * 18
+    for file in WIKITEXT_FILES.values():
+        (tmp_path / file).write_bytes("été = 1 \n".encode(encoding))
+    assert wikitext(tmp_path)["train"] == ["été", "=", "1", "<eos>"]
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes("text".encode("utf-16-le"))
+    with pytest.raises(UserError, match=r"a\.txt is no text.*save it as UTF-8"):
+        text_folder(tmp_path)
+
+
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_folder_without_texts(exists, tmp_path):
     folder = tmp_path / "texts"

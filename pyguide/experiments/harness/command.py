@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -73,10 +73,11 @@ def add_experiment_parser(subparsers: Any, experiment: Experiment) -> None:
 def _add_grid_options(parser: argparse.ArgumentParser, scales: Mapping[str, Setting[Any]]) -> None:
     setting = next(iter(scales.values()))
     shipped = setting.config
-    rates = " ".join(f"{arm}={lr:g}" for arm, lr in shipped.lr.items())
     arms = " ".join(arm.name for arm in setting.arms)
-    seeds = " ".join(map(str, shipped.seeds))
-    lrs = " ".join(f"{lr:g}" for lr in shipped.lrs)
+
+    def default(text: Callable[[Config], str]) -> str:
+        return _defaults({k: text(own.config) for k, own in scales.items()}, len(scales))
+
     add = parser.add_argument_group("the grid").add_argument
     add("--arms", nargs="+", metavar="ARM", help=f"of: {arms} (default: all)")
     add(
@@ -84,13 +85,13 @@ def _add_grid_options(parser: argparse.ArgumentParser, scales: Mapping[str, Sett
         nargs="+",
         type=int,
         metavar="SEED",
-        help=f"one run of each arm a seed (default: {seeds})",
+        help="one run of each arm a seed" + default(lambda config: _spaced(config.seeds)),
     )
     add(
         "--lr",
         nargs="+",
         metavar="[ARM=]LR",
-        help=f"learning rate, of all arms or by arm (default: {rates})",
+        help="learning rate, of all arms or by arm" + default(lambda config: _rates(config.lr)),
     )
     add(
         "--sweep",
@@ -98,11 +99,8 @@ def _add_grid_options(parser: argparse.ArgumentParser, scales: Mapping[str, Sett
         help="first pick each arm's learning rate: that of lowest validation loss, with a seed "
         "that is not one of the final runs'",
     )
-    final = " ".join(map(str, setting.protocol_changes()["seeds"]))
-    swept = {
-        scale: " ".join(f"{lr:g}" for lr in own.protocol_changes()["lrs"])
-        for scale, own in scales.items()
-    }
+    final = _spaced(setting.protocol_changes()["seeds"])
+    swept = {scale: _spaced(own.protocol_changes()["lrs"]) for scale, own in scales.items()}
     add(
         "--protocol",
         action="store_true",
@@ -110,7 +108,13 @@ def _add_grid_options(parser: argparse.ArgumentParser, scales: Mapping[str, Sett
         f"--extend {setting.protocol_changes()['extend']}, --seeds {final}, where not given",
     )
     add("--sweep-only", action="store_true", help="a sweep without the final runs")
-    add("--lrs", nargs="+", type=float, metavar="LR", help=f"rates to sweep (default: {lrs})")
+    add(
+        "--lrs",
+        nargs="+",
+        type=float,
+        metavar="LR",
+        help="rates to sweep" + default(lambda config: _spaced(config.lrs)),
+    )
     add(
         "--extend",
         type=int,
@@ -144,8 +148,21 @@ def _add_config_options(
             flag(name),
             type=_absolute if entry.metadata["is_path"] else type(entry.default),
             metavar=_metavar(entry),
-            help=entry.metadata["help"] + _defaults(defaults, len(scales)),
+            help=argparse.SUPPRESS
+            if all(name in setting.refused for setting in scales.values())
+            else entry.metadata["help"] + _defaults(defaults, len(scales)),
         )
+
+
+def _spaced(numbers: Sequence[float]) -> str:
+    return " ".join(f"{number:g}" for number in numbers)
+
+
+def _rates(by_arm: Mapping[str, float]) -> str:
+    """One rate if it is that of all arms."""
+    if len(set(by_arm.values())) == 1:
+        return f"{next(iter(by_arm.values())):g}"
+    return " ".join(f"{arm}={lr:g}" for arm, lr in by_arm.items())
 
 
 def _metavar(entry: Any) -> str:
@@ -261,6 +278,10 @@ def run_folder(
         folder = RunFolder.create(path, experiment, scale, config, seconds)
     try:
         return folder, Run(folder, experiment, scale, config, workers)()
+    except UserError:
+        if not resume:  # Of its data: the same command, mended, may have the folder.
+            folder.discard()
+        raise
     finally:
         folder.close()
 

@@ -79,7 +79,7 @@ class Config:
     vary : dict of str to tuple
         Values of other fields; every arm is run with each.
     clip : float or None
-        Norm to which the target's gradient is clipped.
+        Norm to which the target's gradient is clipped; None or 0: it is not.
     quick : bool
         Whether this is a smoke run, whose numbers mean nothing.
     """
@@ -98,7 +98,8 @@ class Config:
     distance: str = option("cka", "distance between layers, by name", target_only=True)
     pairs: str = option(
         "even",
-        "rule that pairs layers: even, first:K, last:K, paper or paper-sum",
+        "rule that pairs layers: even, first:K or last:K, and where no layer is 1-D paper or "
+        "paper-sum",
         target_only=True,
     )
     release_at: int = option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -140,6 +140,8 @@ class Setting(ABC, Generic[C]):
     clips_guide = False
     #: A prediction counts as right if it is among the k largest logits.
     top_k = 1
+    #: Options that :meth:`check` refuses, so that ``--help`` does not offer them.
+    refused: ClassVar[Collection[str]] = ()
     #: Packages that the data come from or need, beside those of the report.
     packages: tuple[str, ...] = ()
 
@@ -187,6 +189,10 @@ class Setting(ABC, Generic[C]):
     def guide_cache(self, config: C, data: Splits) -> GuideCache | None:
         """What keeps the guide's activations on the training data; None: it runs in every step."""
         return None
+
+    def kept_bytes(self, config: C, arm: Arm, data: Splits) -> int:
+        """Memory of what :meth:`guide_cache` keeps in an arm."""
+        return 0
 
     def guidance(
         self,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -131,6 +132,16 @@ class RunFolder:
                     folder._logs[file.stem] = log
         return folder
 
+    def discard(self) -> None:
+        """Remove what :meth:`create` and the data made, if no job has begun."""
+        if (self.path / "jobs").exists():
+            return
+        shutil.rmtree(self.cache, ignore_errors=True)
+        for name in ("config.json", ".lock"):
+            (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):  # Somebody has put something into it.
+            self.path.rmdir()
+
     @property
     def cache(self) -> Path:
         """The folder of the data."""
@@ -208,7 +219,9 @@ def _reading(path: Path, experiment: Experiment) -> Iterator[None]:
     """Turn an error about the contents of a run folder into a UserError."""
     try:
         yield
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
+    except UserError as error:
+        raise UserError(f"--resume {path}: {error}") from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         name = experiment.name
         raise UserError(f"--resume {path}: not a run folder of {name}: {error}") from error
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from pyguide.data.mnist1d import mnist1d
 from pyguide.data.splits import Splits
+from pyguide.errors import UserError
 from pyguide.experiments.harness.config import Config
 from pyguide.experiments.harness.experiment import Setting
 
@@ -21,6 +22,13 @@ class Mnist1DSetting(Setting[C]):
     data_name = "MNIST-1D"
     chance = 0.1
     packages = ("mnist1d",)
+
+    def check(self, config: C) -> None:
+        if config.pairs.startswith("paper"):
+            raise UserError(
+                f"--pairs {config.pairs}: the paper's rule knows no 1-D layers, which the guide "
+                "has here; expected even, first:K or last:K"
+            )
 
     def data(self, config: C, cache: Path) -> Splits:
         return mnist1d(cache, config.device)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from pyguide.data.splits import Splits
 from pyguide.errors import UserError
 from pyguide.experiments.harness.config import GRID_FIELDS, Config, target_only_fields
 from pyguide.experiments.harness.consistency import consistency_of_groups
@@ -30,6 +31,7 @@ from pyguide.experiments.harness.shares import Processes
 from pyguide.experiments.harness.statistics import summarize
 from pyguide.experiments.harness.together import run_tasks_together, started_by_torchrun
 from pyguide.files import atomic_write, writing
+from pyguide.memory import available_bytes
 from pyguide.torch_files import DamagedFile, load_tensors
 
 __all__ = ["Run"]
@@ -102,28 +104,48 @@ class Run:
 
     def _check_data(self) -> None:
         """All data are made, and found whole, before any job reads them; each fills a batch."""
-        samples: dict[str, int] = {}
+        made: dict[str, Splits] = {}
+        kept = 0
         for arm in self.arms:
             own = arm_config(self.config, arm)
             # With --vary an arm has data of its own; a field of the target alone changes none.
             without = {*target_only_fields(own), *GRID_FIELDS}
             fields = {k: v for k, v in own.to_json().items() if k not in without}
             key = json.dumps(fields, sort_keys=True)
-            if key not in samples:
-                samples[key] = len(self.setting.data(own, self.folder.cache).train)
+            if key not in made:
+                made[key] = self.setting.data(own, self.folder.cache)
+            samples = len(made[key].train)
+            kept = max(kept, self.setting.kept_bytes(own, arm, made[key]))
             sizes = {"--batch-size": own.batch_size}
             if arm.guide == "trained" and own.guide_weights is None:
                 sizes["--guide-batch-size"] = own.guide_batch_size
             for name, size in sizes.items():
-                if samples[key] < size:
+                if samples < size:
                     raise UserError(
-                        f"{name}: {samples[key]} training samples do not fill a batch of {size}"
+                        f"{name}: {samples} training samples do not fill a batch of {size}"
                     )
                 if size % Processes().size:
                     raise UserError(
                         f"{name}: a batch of {size} is not shared evenly by {Processes().size} "
                         "processes"
                     )
+
+        self._check_memory(kept)
+
+    def _check_memory(self, kept: int) -> None:
+        """Fewer jobs at a time where each keeps so much that memory would not do."""
+        free = available_bytes()
+        if free is None or not kept:
+            return
+        jobs = Processes().size if self.together else self.workers
+        own, there = (f"{size / 1e9:.2g} GB" for size in (kept, free))
+        text = f"a job keeps {own} of its guide's outputs, and {there} are free"
+        fit = free // kept
+        if fit < (jobs if self.together else 1):
+            raise UserError(f"--guide-outputs: {text}; give --guide-outputs computed")
+        if fit < jobs:
+            self.workers = fit
+            print(f"{text}: {fit} at a time instead of {jobs}", file=sys.stderr)
 
     def _pending(self, targets: Sequence[Task]) -> list[Task]:
         """The targets that the folder lacks, and the guides that these need and it lacks."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from pyguide.data.splits import Split, Splits
+from pyguide.data.splits import Split, Splits, TensorSplit
 from pyguide.data.tokens import IGNORED
 from pyguide.errors import UserError
 from pyguide.experiments.harness.config import Config, option
@@ -45,7 +45,7 @@ class SequenceConfig(Config):
         "blocks; or paper or paper-sum, of their parts too",
         target_only=True,
     )
-    clip: float = option(1.0, "norm to which gradients are clipped")
+    clip: float = option(1.0, "norm to which gradients are clipped; 0: they are not", least=0)
     guide_lr: float = option(1e-3, "learning rate of the trained guides")
     guide_outputs: str = option(
         "kept",
@@ -73,6 +73,8 @@ class GeneratedConfig(SequenceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.data_seed >= _LARGEST_SEED:
+            raise UserError(f"--data-seed: expected at most 2**31 - 1, got {self.data_seed}")
         if self.min_length > self.max_length:
             raise UserError(
                 f"--min-length: {self.min_length} is above --max-length, {self.max_length}"
@@ -85,6 +87,8 @@ class GeneratedConfig(SequenceConfig):
 
 
 S = TypeVar("S", bound=SequenceConfig)
+_LARGEST_SEED = 2**31
+_FLOAT32 = 4  # bytes
 
 
 class SequenceSetting(Setting[S]):
@@ -94,6 +98,7 @@ class SequenceSetting(Setting[S]):
     """
 
     clips_guide = True
+    refused = ("guide_input", "guide_mode")
     #: The token after the end of a sequence; None where all are of one length.
     padding: int | None = None
 
@@ -104,8 +109,6 @@ class SequenceSetting(Setting[S]):
             raise UserError(
                 "--guide-mode: guides of sequences have no BatchNorm layers; expected eval"
             )
-        if not config.clip > 0:
-            raise UserError(f"--clip: expected a norm above 0, got {config.clip:g}")
         wanted = config.pairs.partition(":")[2]
         there = min(config.layers, config.guide_layers)
         if wanted and int(wanted) > there:
@@ -121,16 +124,23 @@ class SequenceSetting(Setting[S]):
 
     def training_text(self, config: S) -> str:
         """How it is trained, for the report."""
-        return (
-            f"{config.epochs} epochs of batch {config.batch_size}, AdamW, gradients clipped to "
-            f"{config.clip:g}."
-        )
+        clipped = f"clipped to {config.clip:g}" if config.clip else "not clipped"
+        return f"{config.epochs} epochs of batch {config.batch_size}, AdamW, gradients {clipped}."
 
     def guide_cache(self, config: S, data: Splits) -> GuideCache | None:
         # The paper's rules look for layers in a first step, which filling the cache is not.
         if config.guide_outputs == "computed" or config.pairs.startswith("paper"):
             return None
         return GuideCache(samples=len(data.train))
+
+    def kept_bytes(self, config: S, arm: Arm, data: Splits) -> int:
+        if arm.guide == "none" or self.guide_cache(config, data) is None:
+            return 0
+        assert isinstance(data.train, TensorSplit)
+        with torch.device("meta"):
+            networks = self.target(config, data), self.guide(config, data)
+        layers = {guide for _, guide in self.pairs(*networks, config, arm)}
+        return data.train.x.numel() * config.guide_width * len(layers) * _FLOAT32
 
     def guidance_loss(
         self, guidance: Guidance, x: Any, y: Any, ids: Tensor | None = None

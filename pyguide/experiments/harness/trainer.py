@@ -61,7 +61,7 @@ class Trainer:
     objective : Objective, optional
         What to minimise; the task's loss alone by default.
     clip : float, optional
-        Norm to which the gradient is clipped.
+        Norm to which the gradient is clipped; None or 0: it is not.
     score_test : bool
         Whether to score the test split too; nothing here depends on the score.
     keep_best : bool
@@ -226,7 +226,7 @@ class Trainer:
     def _update(self, loss: Tensor) -> None:
         self.optimizer.zero_grad()
         loss.backward()
-        if self.clip is not None:
+        if self.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         self.optimizer.step()
         if self.schedule is not None:
