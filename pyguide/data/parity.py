@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyguide.data.splits import Splits, TensorSplit
 
-__all__ = ["PADDING", "VOCABULARY", "bit_strings", "parity_splits"]
+__all__ = ["PADDING", "VOCABULARY", "are_among", "bit_strings", "parity_splits"]
 
 #: The token after the end of a shorter string; the others are the bits 0 and 1.
 PADDING = 2
@@ -45,6 +45,24 @@ def bit_strings(
     bits = torch.randint(2, (len(lengths), width), generator=generator)
     valid = torch.arange(width) < lengths.unsqueeze(1)
     return torch.where(valid, bits, PADDING), (bits * valid).sum(dim=1) % 2
+
+
+def are_among(x: Tensor, others: Tensor) -> Tensor:
+    """Which strings are among others, (n,) bool: of (n, T) and (N, U) bits and padding.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyguide.data.parity import are_among
+    >>> are_among(torch.tensor([[0, 1], [1, 1]]), torch.tensor([[0, 1, 2], [1, 1, 0]]))
+    tensor([ True, False])
+    """
+    known = set(map(_bits, others.tolist()))
+    return torch.tensor([_bits(row) in known for row in x.tolist()], dtype=torch.bool)
+
+
+def _bits(row: list[int]) -> bytes:
+    return bytes(bit for bit in row if bit != PADDING)
 
 
 def parity_splits(

@@ -6,17 +6,17 @@ does not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pyguide.data.parity import PADDING, VOCABULARY, bit_strings, parity_splits
-from pyguide.data.splits import Splits
-from pyguide.experiments.harness.config import option
+from pyguide.data.parity import PADDING, VOCABULARY, are_among, bit_strings, parity_splits
+from pyguide.data.splits import Splits, TensorSplit
+from pyguide.experiments.harness.config import option, target_only_fields
 from pyguide.experiments.harness.curves import plot_bands
 from pyguide.experiments.harness.experiment import Arm, Experiment, three_arms
 from pyguide.experiments.harness.sequences import GeneratedConfig, SequenceSetting, check_heads
@@ -109,15 +109,10 @@ class ParitySetting(SequenceSetting[ParityConfig]):
     def details(self, model: nn.Module, config: ParityConfig, data: Splits) -> dict[str, Any]:
         """Accuracies by length, also of strings up to twice as long as those trained on."""
         model.eval()
-        generator = torch.Generator().manual_seed(config.data_seed + _SEED_OFFSET)
-        lengths = [
-            *range(config.min_length, config.max_length + 1),
-            *range(config.max_length + 2, _REACH * config.max_length + 1, 2),
-        ]
-        accuracies = []
-        for length in lengths:
-            x, y = bit_strings(torch.full((_STRINGS,), length), generator)
+        lengths, accuracies = [], []
+        for length, x, y in _strings(config):
             right = model(x.to(config.device)).argmax(dim=1).cpu() == y
+            lengths.append(length)
             accuracies.append(right.double().mean().item())
         return {"lengths": lengths, "accuracy": accuracies}
 
@@ -130,7 +125,13 @@ class ParitySetting(SequenceSetting[ParityConfig]):
             if own:
                 accuracies = [[100 * a for a in details["accuracy"]] for details in own]
                 lines[arm.label] = own[0]["lengths"], accuracies
-        figure = plot_bands(lines, "bits of a string", "accuracy (%)", chance=50)
+        figure = plot_bands(
+            lines,
+            "bits of a string",
+            "accuracy (%)",
+            chance=50,
+            facts=_seen_shares(config, arms),
+        )
         axes = figure.axes[0]
         # With --vary an arm has a longest length of its own.
         for longest in {arm.changes.get("max_length", config.max_length) for arm in arms}:
@@ -138,6 +139,37 @@ class ParitySetting(SequenceSetting[ParityConfig]):
         axes.set_title("left of the line: lengths trained on", fontsize="small")
         figure.suptitle(self.title + (" (a smoke run)" if config.quick else ""))
         return {"lengths": figure}
+
+
+def _strings(config: ParityConfig) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Lengths up to twice those trained on, and the same strings of each in every run."""
+    generator = torch.Generator().manual_seed(config.data_seed + _SEED_OFFSET)
+    for length in (
+        *range(config.min_length, config.max_length + 1),
+        *range(config.max_length + 2, _REACH * config.max_length + 1, 2),
+    ):
+        yield length, *bit_strings(torch.full((_STRINGS,), length), generator)
+
+
+def _seen_shares(
+    config: ParityConfig, arms: Sequence[Arm]
+) -> dict[str, tuple[list[int], list[float]]]:
+    """How many per cent of the strings of each length are among those that were trained on.
+
+    Short strings are few: that these are told says nothing of what was learnt. Nothing where
+    arms have data of their own.
+    """
+    if any(not arm.changes.keys() <= target_only_fields(config) for arm in arms):
+        return {}
+    train = parity_splits(
+        config.min_length, config.max_length, config.sizes, config.data_seed
+    ).train
+    assert isinstance(train, TensorSplit)
+    lengths, shares = [], []
+    for length, x, _ in _strings(config):
+        lengths.append(length)
+        shares.append(100 * are_among(x, train.x).double().mean().item())
+    return {"strings that were trained on (%)": (lengths, shares)}
 
 
 class Small(ParitySetting):

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from pyguide.data.parity import PADDING, VOCABULARY, bit_strings, parity_splits
+from pyguide.data.parity import PADDING, VOCABULARY, are_among, bit_strings, parity_splits
 
 
 def generator(seed=0):
@@ -72,3 +72,13 @@ def test_splits_depend_on_their_seed_alone():
     assert not torch.equal(first.train.x[:30], first.test.x)
     torch.manual_seed(1)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_strings_are_told_from_longer_and_from_padded_ones():
+    x = torch.tensor([[0, 1, 2, 2], [0, 1, 0, 2], [0, 1, 0, 0], [1, 2, 2, 2]])
+    others = torch.tensor([[0, 1, 2], [0, 0, 1], [1, 2, 2]])
+    assert are_among(x, others).tolist() == [True, False, False, True]
+    x, _ = bit_strings(torch.full((64,), 6), generator())
+    y, _ = bit_strings(torch.full((64,), 6), generator(1), width=9)
+    expected = [any(torch.equal(row, other[:6]) for other in y) for row in x]
+    assert are_among(x, y).tolist() == expected and 0 < sum(expected) < 64

@@ -208,7 +208,11 @@ def test_the_picture_of_a_run(
     assert (out / "lengths.png").read_bytes().startswith(b"\x89PNG")
     assert f"{out}/differences.png, {out}/lengths.png" in capsys.readouterr().out
     axes = figures[0]["lengths"].axes[0]
-    drawn = [line for line in axes.lines if len(line.get_xdata()) > 2]
+    drawn = [
+        line
+        for line in axes.lines
+        if len(line.get_xdata()) > 2 and "trained on" not in str(line.get_label())
+    ]
     assert len(drawn) == 2
     # Accuracies begin at length 2, and chance goes from 0 to 1 of the width.
     assert {line.get_xdata()[0] for line in axes.lines} - {0, 2} == longest_trained_on
@@ -217,3 +221,22 @@ def test_the_picture_of_a_run(
     means = [100 * sum(column) / len(own) for column in zip(*accuracies, strict=True)]
     assert list(drawn[0].get_xdata()) == own[0]["lengths"]
     assert list(drawn[0].get_ydata()) == pytest.approx(means)
+
+
+def test_the_picture_has_how_many_strings_were_trained_on():
+    data = SETTING.data(CONFIG, None)
+    model = FirstBits()
+    details = SETTING.details(model, CONFIG, None)
+    runs = [{"arm": "none", "details": details}]
+    arms = [ARMS["none"]]
+    (axes,) = SETTING.draw(CONFIG, arms, runs)["lengths"].axes
+    (line,) = [line for line in axes.lines if "trained on" in str(line.get_label())]
+    known = {tuple(t for t in row if t != PADDING) for row in data.train.x.tolist()}
+    expected = [100 * sum(tuple(row) in known for row in x.tolist()) / len(x) for x in model.asked]
+    assert line.get_xdata().tolist() == details["lengths"]
+    assert line.get_ydata().tolist() == pytest.approx(expected)
+    assert expected[0] == 100 and 0 < expected[4] < 100 and expected[5:] == [0, 0, 0]
+    # Where arms have data of their own there is no one share.
+    varied = [replace(arm, changes={"max_length": 5}) for arm in arms]
+    (axes,) = SETTING.draw(CONFIG, varied, runs)["lengths"].axes
+    assert not [line for line in axes.lines if "trained on" in str(line.get_label())]

@@ -142,6 +142,7 @@ def plot_bands(
     y_label: str,
     *,
     chance: float | None = None,
+    facts: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
 ) -> Figure:
     """A picture of the mean over runs and their range, a line a label.
 
@@ -152,6 +153,8 @@ def plot_bands(
     x_label, y_label : str
     chance : float, optional
         Where to draw a line for guesses.
+    facts : dict, optional
+        By label, a line of what no run has part in: where the values are, and these.
     """
     from matplotlib.figure import Figure
 
@@ -161,10 +164,13 @@ def plot_bands(
         _plot_band(axes, x, runs, _COLORS[index % len(_COLORS)], "-", label)
     if chance is not None:
         axes.axhline(chance, color="black", lw=0.8, ls=":", label="chance")
+    for label, (x, values) in (facts or {}).items():
+        axes.plot(x, values, color="gray", lw=1, ls="--", label=label)
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=len(lines) + 1, frameon=False)
+    columns = min(len(axes.get_legend_handles_labels()[0]), 4)
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 
