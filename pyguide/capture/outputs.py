@@ -45,16 +45,20 @@ def activations(output: Any, time_first: bool) -> tuple[Tensor | None, Tensor | 
     found = _representative(output)
     if isinstance(found, PackedSequence):
         padded, lengths = pad_packed_sequence(found, batch_first=True)
-        mask = torch.arange(padded.size(1)) < lengths[:, None]
-        return padded, mask.to(padded.device)
+        return padded, _mask(padded, lengths)
     if not isinstance(found, Tensor):
         return None, None
     if found.is_nested:
-        lengths = torch.tensor([sequence.size(0) for sequence in found.unbind()])
+        sizes = [sequence.size(0) for sequence in found.unbind()]
         padded = found.to_padded_tensor(0.0)
-        mask = torch.arange(padded.size(1)) < lengths[:, None]
-        return padded, mask.to(padded.device)
+        return padded, _mask(padded, torch.tensor(sizes, device="cpu"))
     return (found.transpose(0, 1) if time_first and found.dim() == 3 else found), None
+
+
+def _mask(padded: Tensor, lengths: Tensor) -> Tensor:
+    """(n, T) bool from lengths that are on the CPU."""
+    positions = torch.arange(padded.size(1), device=lengths.device)
+    return (positions < lengths[:, None]).to(padded.device)
 
 
 def _representative(output: Any) -> Any:

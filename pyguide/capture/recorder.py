@@ -144,9 +144,9 @@ class Recorder:
         if tensor is not None:
             if self.shapes_only:
                 tensor, mask = torch.empty_like(tensor, device="meta"), None
-            elif torch.compiler.is_compiling():
-                # Compiled code keeps no version counter that would tell of a later
-                # in-place change, so keep what the layer returned.
+            elif torch.compiler.is_compiling() or tensor.is_inference():
+                # These keep no version counter that would tell of a later in-place change,
+                # so keep what the layer returned.
                 tensor = tensor.clone()
             else:
                 version = version_of(tensor)

@@ -57,7 +57,7 @@ class Exchange:
         self._calls += 2 if self._left else 1
         self._left = False
         digest = int.from_bytes(hashlib.sha256(what.encode()).digest()[:7], "big")
-        messages = self._gather(torch.tensor([self._calls, n, digest]))
+        messages = self._gather(torch.tensor([self._calls, n, digest], device="cpu"))
         calls, sizes, digests = (list(column) for column in zip(*messages, strict=True))
         if len(set(calls)) > 1:
             raise RuntimeError(
@@ -70,7 +70,7 @@ class Exchange:
 
     def numbers(self, own: Sequence[int]) -> list[list[int]]:
         """Every process's, of equal length: after :meth:`sizes`."""
-        return self._gather(torch.tensor(list(own), dtype=torch.int64))
+        return self._gather(torch.tensor(list(own), dtype=torch.int64, device="cpu"))
 
     def fail(self, error: BaseException) -> None:
         """Tell the others that this process leaves the present step."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -97,6 +97,8 @@ class GlobalBatch(Distance):
         self.sent: Counter[str] = Counter()
         #: What else must be the same in all processes, for the message if it is not.
         self.context = ""
+        #: The same, of what does not change: asked for and compared in the first call alone.
+        self.constant_context: Callable[[], str] | None = None
         self._exchange = exchange_of(group)
 
     def __repr__(self) -> str:
@@ -211,10 +213,12 @@ class GlobalBatch(Distance):
             _description(x, skipped=2 if any(padded[i : i + 1]) else 1)
             for i, x in enumerate(layers)
         ]
+        constant = "" if self.constant_context is None else self.constant_context()
         sizes = self._exchange.sizes(
             layers[0].size(0),
-            f"{self.distance.name}{self.context}, {what}, layers {', '.join(described)}",
+            f"{self.distance.name}{self.context}{constant}, {what}, layers {', '.join(described)}",
         )
+        self.constant_context = None
         if sum(sizes) < self.min_samples:
             raise ValueError(
                 f"{self.name!r} needs at least {self.min_samples} samples, all processes together "

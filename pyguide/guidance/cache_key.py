@@ -7,10 +7,11 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyguide.capture.paths import unwrapped
 from pyguide.capture.recorder import Extract, Source
@@ -18,13 +19,14 @@ from pyguide.capture.versions import version_of
 from pyguide.guidance.guide import FrozenGuide
 from pyguide.guidance.timing import device_of
 
-__all__ = ["CacheKey", "cache_key", "difference", "fingerprint", "labels"]
+__all__ = ["CacheKey", "cache_key", "difference", "digest_of_some", "fingerprint", "labels"]
 
 #: JSON values by what they are called in errors.
 CacheKey = dict[str, Any]
 
 _WEIGHTS = "the guide's parameters and buffers"
 _MODULES = "the guide's modules"
+_SOME = 1024  # values of a tensor
 
 
 def cache_key(
@@ -82,7 +84,12 @@ def labels(sources: Sequence[Source], key: str | None) -> list[str]:
 
 def _extract_name(source: Source, extract: Extract, key: str | None) -> str:
     name = _name(extract)
-    if key is None and ("<" in name or not hasattr(extract, "__qualname__")):
+    # Of a bound method the object is not in the name.
+    owner = getattr(extract, "__self__", None)
+    is_function = hasattr(extract, "__qualname__") and isinstance(
+        owner, (type, ModuleType, type(None))
+    )
+    if key is None and ("<" in name or not is_function):
         raise ValueError(
             f"guide_cache cannot tell the `extract` of guide layer {source.name!r} from another "
             f"one: {name} has no name of its own. Use a function of a module, or name what it "
@@ -100,6 +107,23 @@ def _autocast(guide: FrozenGuide) -> str | None:
     """The type in which the guide's products are computed, if autocast says so."""
     device = (device_of(guide.model) or torch.device("cpu")).type
     return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
+
+
+def digest_of_some(model: nn.Module) -> str:
+    """What tells a model from others: of the first values of its parameters and buffers.
+
+    Not of parameters of which a process has a part only.
+    """
+    model = unwrapped(model)
+    whole = [
+        (f"{name} {tuple(tensor.shape)}", tensor.detach().flatten()[:_SOME])
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
+        and not nn.parameter.is_lazy(tensor)
+        and tensor.device.type != "meta"
+    ]
+    parted = any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules())
+    return "" if parted else _digest(whole)[:16]
 
 
 def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:

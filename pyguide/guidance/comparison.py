@@ -77,6 +77,7 @@ class Comparison:
 
     def compare(self, xs: Captures, ys: Captures, mask: Tensor | None = None) -> Distances:
         """The same of what passes :meth:`check`, or of some pairs of such a comparison."""
+        self._check_count(xs)
         if ys and ys[0].gram is not None:
             return self._gram_distances(xs, ys)
         distance = self.distance
@@ -138,6 +139,16 @@ class Comparison:
         if mask is not None:
             layers = [captured.tensor for captured in (*xs, *ys)]
             masking.check_mask(mask, layers, per_token=bool(self._per_token))
+
+    def _check_count(self, xs: Captures) -> None:
+        n, least = xs[0].tensor.size(0), self.distance.min_samples
+        # Of several processes' batches together the distance itself sees how many there are.
+        if n < least and not isinstance(self.distance, GlobalBatch):
+            raise ValueError(
+                f"target layer {self.pairs[0].target!r} gave {tuple(xs[0].tensor.shape)}, and "
+                f"{self.distance.name!r} needs at least {least} samples; where the last batch of "
+                "an epoch is small, leave it out: DataLoader(..., drop_last=True)"
+            )
 
     def _whole_distances(
         self, distance: Distance, xs: Captures, ys: Captures, mask: Tensor | None

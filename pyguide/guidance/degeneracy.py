@@ -45,7 +45,7 @@ class DegeneracyWarner:
 
     def _update_cuda(self, flags: Tensor, pairs: Sequence[tuple[str, str]]) -> None:
         if self._host is None or self._host.shape != flags.shape:
-            self._host = torch.empty(flags.shape, dtype=torch.bool, pin_memory=True)
+            self._host = torch.empty(flags.shape, dtype=torch.bool, device="cpu", pin_memory=True)
             self._copied = None
         if self._copied is not None:
             if not self._copied.query():

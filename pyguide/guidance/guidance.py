@@ -16,6 +16,7 @@ from pyguide.guidance.all_processes import (
     telling_others,
     warn_of_own_batches,
 )
+from pyguide.guidance.cache_key import digest_of_some
 from pyguide.guidance.degeneracy import DegeneracyWarner
 from pyguide.guidance.guide import FrozenGuide
 from pyguide.guidance.guide_cache import GuideCache
@@ -179,6 +180,7 @@ class Guidance(GuidedNetworks, StepLogs):
             self, target, frozen, pairs, distance, example, process_group, guide_cache
         )
         self._check_processes = process_group is None and not is_distributed()
+        self._compare_constants()
         StepLogs.__init__(self, target, timed)
         self._degeneracy = DegeneracyWarner()
         if not self.released:
@@ -406,6 +408,7 @@ class Guidance(GuidedNetworks, StepLogs):
         self._phases.go_to(steps)
         self._guide.load_state_dict(state["guide"])
         self._record = None
+        self._compare_constants()
         if released:
             self._detach()
         elif self._recorders is None:
@@ -415,6 +418,15 @@ class Guidance(GuidedNetworks, StepLogs):
     def _idle(self) -> bool:
         """Whether this step needs neither the guide nor a capture."""
         return self.released or (self.weight == 0 and not self._closed)
+
+    def _compare_constants(self) -> None:
+        """With the first comparison, whether all processes have the same guide and pairs."""
+        if self._global is not None:
+            self._global.constant_context = lambda: (
+                f" with guide {digest_of_some(self.guide)}, weight {self.weight:g} in step "
+                f"{self.steps}, release_at {self.release_at}, align_only {self.align_only}, pairs "
+                f"{self.pairs}"
+            )
 
     def _warn_of_own_batches(self) -> None:
         if not self._check_processes or torch.compiler.is_compiling() or not is_distributed():

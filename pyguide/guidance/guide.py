@@ -54,7 +54,6 @@ class FrozenGuide:
         #: Forward passes that "calibrated" took statistics from.
         self.calibrated = 0
         self._modules = list(model.modules())
-        self._parameters = list(model.parameters())
         self._buffers = _CopiedBuffers(self._modules)
         self._norms = {
             name: module
@@ -67,7 +66,7 @@ class FrozenGuide:
         """Eval mode and no gradient: a parent's train() or requires_grad_() undoes them."""
         if any(module.training for module in self._modules):
             self.model.eval()
-        for parameter in self._parameters:
+        for parameter in self._parameters():
             if parameter.requires_grad:
                 parameter.requires_grad = False
             # An optimizer over a parent of both networks would apply it.
@@ -76,9 +75,14 @@ class FrozenGuide:
 
     def tensors(self) -> Iterator[Tensor]:
         """Its parameters and buffers."""
-        yield from self._parameters
+        yield from self._parameters()
         for module in self._modules:
             yield from (buffer for buffer in module._buffers.values() if buffer is not None)
+
+    def _parameters(self) -> Iterator[Tensor]:
+        # As they are now: load_state_dict(assign=True) puts others in their place.
+        for module in self._modules:
+            yield from (p for p in module._parameters.values() if p is not None)
 
     def run(self, x: Any, inputs: Any = None) -> None:
         """One forward pass on `inputs`, or else on the transform of `x`."""
@@ -165,7 +169,7 @@ def _statistics(
         assert own is not None and value is not None
         statistics[key] = value.to(own.device, own.dtype, copy=True)
     # The forward pass reads the counter on the host, so it is there.
-    return statistics | {"num_batches_tracked": torch.as_tensor(batches).clone()}
+    return statistics | {"num_batches_tracked": torch.as_tensor(batches, device="cpu").clone()}
 
 
 class _CopiedBuffers:
@@ -185,7 +189,7 @@ class _CopiedBuffers:
         ]
         try:
             for module, name, buffer in before:
-                if buffer is not None:
+                if buffer is not None and not isinstance(buffer, nn.UninitializedBuffer):
                     module._buffers[name] = self._copy(module, name, buffer)
             yield
         finally:

@@ -90,7 +90,8 @@ class LargeBatch:
     Notes
     -----
     Random numbers that the target draws, such as those of dropout, are the same in both passes,
-    on every device that its parameters are on. Its buffers, such as running statistics, change
+    from the global generators of torch, on every device that its parameters are on, of Python and
+    of NumPy: not from a generator of its own. Its buffers, such as running statistics, change
     once a chunk, as if there was no first pass. BatchNorm layers in training mode normalise by
     their chunk's statistics, as with gradient accumulation: that is another function than the
     whole batch's (a warning says so, once). So is a guide with `guide_mode` "batch_stats" or

@@ -114,6 +114,11 @@ def make_pairing(pairs: str | Iterable[object], target: Layers, guide: Layers) -
         return _Rule(pairs, target, guide)
     if not isinstance(pairs, Iterable):
         raise ValueError(f"{_RULES}, got {pairs!r}")
+    if isinstance(pairs, (set, frozenset)):
+        raise ValueError(
+            "a set of pairs has another order in every process, and so would the distances: give "
+            "a list"
+        )
     return _List([_pair(pair) for pair in pairs], target, guide)
 
 

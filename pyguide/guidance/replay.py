@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +17,10 @@ __all__ = ["RandomState", "unchanged_buffers"]
 
 
 class RandomState(NamedTuple):
-    """The states of the random generators that a model draws from."""
+    """The states of the global random generators that a model draws from."""
 
+    python: Any
+    numpy: Any
     cpu: Tensor
     devices: list[int]
     states: list[Tensor]
@@ -24,13 +28,23 @@ class RandomState(NamedTuple):
 
     @classmethod
     def of(cls, model: nn.Module) -> RandomState:
-        """Of the CPU, and of the devices of the model's parameters."""
+        """Of Python, NumPy if it is in use, the CPU, and the devices of the model's parameters."""
         parameters = [p for p in model.parameters() if p.device.type not in ("cpu", "meta")]
         kind = parameters[0].device.type if parameters else "cuda"
-        return cls(torch.get_rng_state(), *get_device_states(*parameters), kind)
+        numpy = sys.modules.get("numpy.random")
+        return cls(
+            random.getstate(),
+            None if numpy is None else numpy.get_state(),
+            torch.get_rng_state(),
+            *get_device_states(*parameters),
+            kind,
+        )
 
     def restore(self) -> None:
         """Draw from here again."""
+        random.setstate(self.python)
+        if self.numpy is not None:
+            sys.modules["numpy.random"].set_state(self.numpy)
         torch.set_rng_state(self.cpu)
         set_device_states(self.devices, self.states, device_type=self.device_type)
 
@@ -47,7 +61,7 @@ def unchanged_buffers(model: nn.Module) -> Iterator[None]:
         (module, name, buffer, buffer._version, buffer.clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
-        if buffer is not None
+        if buffer is not None and not isinstance(buffer, nn.UninitializedBuffer)
     ]
     try:
         yield

@@ -59,7 +59,7 @@ class SampleStore:
         #: None before the first sample.
         self.layers: list[KeptLayer] | None = None
         #: (N,) bool: which samples are there.
-        self.present = torch.zeros(samples, dtype=torch.bool)
+        self.present = torch.zeros(samples, dtype=torch.bool, device="cpu")
         #: Whether all are.
         self.complete = False
         #: Whether what is kept are Gram matrices.
@@ -150,6 +150,9 @@ class SampleStore:
                 self._check_same(at, ids[known], _some(row, known))
         for tensor, row in zip(self._tensors, rows, strict=True):
             tensor.index_copy_(0, ids[new], _some(row, new).to(tensor.dtype))
+        if len(new) and len(ids[new].unique()) < len(new):
+            for at, row in enumerate(rows):  # One of each was kept.
+                self._check_same(at, ids[new], _some(row, new))
         self.present[ids[new]] = True
         self.complete = bool(self.present.all())
         if self._folder is not None:
@@ -190,8 +193,9 @@ class SampleStore:
     def _compute_grams(self) -> None:
         folder, names = self._folder, _files("gram", self._tensors)
         if folder is None:
-            for at, x in enumerate(self._tensors):
-                gram = torch.empty((self._samples, self._samples), dtype=self._gram_dtype)
+            for at, (name, x) in enumerate(zip(names, self._tensors, strict=True)):
+                assert self._gram_dtype is not None
+                gram = _in_memory(name, (self._samples, self._samples), self._gram_dtype)
                 fill_gram(gram, x, self._device)
                 self._tensors[at] = gram  # the activations are not needed any longer
             self.has_grams = True
@@ -229,4 +233,5 @@ def _files(kind: str, layers: Sequence[object]) -> list[str]:
 
 
 def _in_memory(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype)
+    # Whatever torch.set_default_device says.
+    return torch.empty(shape, dtype=dtype, device="cpu")

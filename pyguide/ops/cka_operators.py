@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyguide.ops import feature_space, sample_space
 from pyguide.ops.contract import result_dtype, token_count
-from pyguide.ops.first_derivative import by_input
+from pyguide.ops.first_derivative import by_input, needs_gradient
 from pyguide.ops.library import register
 
 __all__ = ["align"]
@@ -110,7 +110,7 @@ def align(
 ) -> tuple[Tensor, Tensor]:
     """Values and degenerate flags of pairs of layers by one of the routes."""
     left, right = [i for i, _ in pairs], [j for _, j in pairs]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in layers):
+    if needs_gradient(layers):
         values, degenerate = _CKA.apply(in_feature_space, left, right, options, *layers)
         return values, degenerate
     # Not only cheaper: where nothing requires grad, Dynamo tells a Function that takes ctx from

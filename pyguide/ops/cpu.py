@@ -51,8 +51,8 @@ def _gram(
 ) -> tuple[Tensor, Tensor]:
     n = layers[0].size(0)
     count = len(layers) * token_count(layers, per_token)
-    grams = torch.empty((count, n, n), dtype=result_dtype(layers))
-    stats = torch.empty(stats_shape(count, n), dtype=torch.float64)
+    grams = torch.empty((count, n, n), dtype=result_dtype(layers), device="cpu")
+    stats = torch.empty(stats_shape(count, n), dtype=torch.float64, device="cpu")
     views, owners = zip(*(view_of(x, per_token) for x in layers), strict=True)
     _native.gram(
         views,
@@ -100,8 +100,8 @@ def align(
     grams: Tensor, stats: Tensor, left: Sequence[int], right: Sequence[int], tokens: int
 ) -> Alignment:
     """Align pairs of layers, of ``tokens`` matrices each, in a centred stack."""
-    values = torch.empty(len(left) * tokens, dtype=torch.float64)
-    degenerate = torch.empty(len(left) * tokens, dtype=torch.bool)
+    values = torch.empty(len(left) * tokens, dtype=torch.float64, device="cpu")
+    degenerate = torch.empty(len(left) * tokens, dtype=torch.bool, device="cpu")
     _native.alignment(
         grams.data_ptr(),
         DTYPE_CODES[grams.dtype],
@@ -148,7 +148,7 @@ def coefficients(
     grams = forward.grams
     n = grams.size(1)
     grad = grad.to(torch.float64).contiguous()
-    out = torch.empty((len(wanted) * tokens, n, n), dtype=grams.dtype)
+    out = torch.empty((len(wanted) * tokens, n, n), dtype=grams.dtype, device="cpu")
     _native.coefficients(
         grams.data_ptr(),
         DTYPE_CODES[grams.dtype],

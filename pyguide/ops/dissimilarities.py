@@ -160,7 +160,11 @@ def _median(d: Tensor) -> Tensor:
     n = d.size(1)
     upper = max(n * n // 2 - n, 0) // 2
     below = d.flatten(1).index_select(1, _triangle(n, d.device))
-    median = below.kthvalue(upper + 1, dim=1).values
+    if d.is_cuda and torch.are_deterministic_algorithms_enabled():
+        # torch refuses kthvalue there, of which only the positions are not determined.
+        median = below.sort(dim=1).values.select(1, upper)
+    else:
+        median = below.kthvalue(upper + 1, dim=1).values
     if n % 2:
         return median
     # The mean of the two in the middle: the lower one is the largest of those before.

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyguide import reference
 from pyguide.ops.contract import HIGHEST
 from pyguide.ops.dispatch import has_native_backend
-from pyguide.ops.first_derivative import first_derivative_only
+from pyguide.ops.first_derivative import first_derivative_only, needs_gradient
 from pyguide.ops.gram import native_gram, native_gram_backward
 
 __all__ = ["double_grams"]
@@ -67,7 +67,7 @@ class _DoubleGrams(torch.autograd.Function):
 def _stacked(layers: Sequence[Tensor]) -> Tensor:
     if not has_native_backend(layers[0].device):
         return reference.gram([x.double() for x in layers])
-    if torch.is_grad_enabled() and layers[0].requires_grad:
+    if needs_gradient(layers):
         result: Tensor = _DoubleGrams.apply(*layers)
         return result
     return _grams(layers)  # see align in pyguide/ops/cka_operators.py

@@ -1,4 +1,4 @@
-"""What a backward pass returns: gradients by input, and a clear error for second derivatives."""
+"""Which derivatives there are: first ones, backward; a clear error for the others."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-__all__ = ["by_input", "first_derivative_only"]
+__all__ = ["by_input", "first_derivative_only", "needs_gradient"]
+
+_INSTEAD = "use pyguide.reference, which has Gram matrices, CKA, RBF CKA and RSA in plain torch"
 
 
 class _FirstDerivativeOnly(torch.autograd.Function):
@@ -20,7 +23,7 @@ class _FirstDerivativeOnly(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise RuntimeError(
             "pyguide's native operators have first derivatives only; for a second derivative "
-            "use pyguide.reference, which has Gram matrices, CKA, RBF CKA and RSA in plain torch"
+            f"{_INSTEAD}"
         )
 
 
@@ -42,3 +45,30 @@ def by_input(
     for w, g in zip(wanted, first_derivative_only(computed, grad, *inputs), strict=True):
         grads[w] = g
     return grads
+
+
+def needs_gradient(layers: Sequence[Tensor]) -> bool:
+    """Whether autograd records what is computed of the layers.
+
+    Raises
+    ------
+    RuntimeError
+        If another kind of derivative would be taken: it would be missing, without a word.
+    """
+    others = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    if others and not torch.compiler.is_compiling() and any(map(_has_other_derivative, layers)):
+        raise RuntimeError(
+            "pyguide's native operators have derivatives by backward() and torch.autograd.grad "
+            f"only; for forward mode, torch.func.grad, jvp or jacrev {_INSTEAD}"
+        )
+    return torch.is_grad_enabled() and any(x.requires_grad for x in layers)
+
+
+def _has_other_derivative(x: Tensor) -> bool:
+    """Whether x has a tangent, or is differentiated by torch.func."""
+    # One in another: vmap is no derivative, but may be around or in one.
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_gradtrackingtensor(x):
+            return True
+        x = torch._C._functorch.get_unwrapped(x)
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None

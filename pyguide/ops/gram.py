@@ -11,7 +11,7 @@ from torch import Tensor
 from pyguide import reference
 from pyguide.ops.contract import result_dtype
 from pyguide.ops.dispatch import backend_of, has_native_backend
-from pyguide.ops.first_derivative import by_input
+from pyguide.ops.first_derivative import by_input, needs_gradient
 from pyguide.ops.inputs import check_layers, check_precision
 from pyguide.ops.library import register
 from pyguide.ops.precision import precision_code
@@ -112,7 +112,7 @@ def gram(xs: Sequence[Tensor], *, center: bool = True, precision: str | None = N
     if not has_native_backend(xs[0].device):
         return reference.gram(xs, center=center)
     code = precision_code(precision, xs[0].device)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in xs):
+    if needs_gradient(xs):
         result: Tensor = _Gram.apply(center, code, *xs)
         return result
     return native_gram(list(xs), center, code)  # see align in pyguide/ops/cka_operators.py

@@ -21,7 +21,7 @@ from pyguide.ops.contract import Alignment, result_dtype, token_count
 from pyguide.ops.dispatch import backend_of, has_native_backend
 from pyguide.ops.dissimilarities import Dissimilarity, dissimilarity, squared_distances
 from pyguide.ops.distinct import distinct_layers, no_values
-from pyguide.ops.first_derivative import by_input
+from pyguide.ops.first_derivative import by_input, needs_gradient
 from pyguide.ops.inputs import check_layers, check_pairs, check_precision, check_tokens
 from pyguide.ops.library import register
 from pyguide.ops.precision import precision_code
@@ -304,7 +304,7 @@ def pairwise_alignment(
         return reference.pairwise_alignment(xs, ys, *options, pairs=checked, per_token=per_token)
     layers, left, right = distinct_layers(xs, ys, checked)
     code = precision_code(precision, xs[0].device)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in layers):
+    if needs_gradient(layers):
         values, degenerate = _Pairwise.apply(left, right, options, per_token, code, *layers)
     else:  # see align in pyguide/ops/cka_operators.py
         values, degenerate, _ = _pairwise(layers, left, right, *options, per_token, code, False)

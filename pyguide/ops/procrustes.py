@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyguide import reference
 from pyguide.ops.double_grams import double_grams
-from pyguide.ops.first_derivative import first_derivative_only
+from pyguide.ops.first_derivative import first_derivative_only, needs_gradient
 
 __all__ = ["factors", "squared_distance"]
 
@@ -63,7 +63,7 @@ def factors(layers: Sequence[Tensor]) -> list[Tensor]:
     found: dict[int, Tensor] = {}
     wide = [i for i, x in enumerate(layers) if x.numel() > x.size(0) ** 2]
     for i, gram in zip(wide, double_grams([layers[i] for i in wide]), strict=True):
-        needed = torch.is_grad_enabled() and gram.requires_grad
+        needed = needs_gradient([gram])
         found[i] = _Root.apply(gram) if needed else _root(gram)[0]
     for i, x in enumerate(layers):
         if i not in found:
@@ -108,7 +108,7 @@ def squared_distance(f: Tensor, g: Tensor) -> Tensor:
     ``2 (F - G Q^T)``. Where F and G have nothing in common, Q is zero. torch reads on the
     host whether its decomposition converged, so a GPU is waited for.
     """
-    if torch.is_grad_enabled() and (f.requires_grad or g.requires_grad):
+    if needs_gradient([f, g]):
         g = g.view_as(g) if g is f else g  # Dynamo takes no tensor twice
         result: Tensor = _SquaredDistance.apply(f, g)
         return result

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from pyguide.ops.dispatch import has_native_backend
-from pyguide.ops.first_derivative import first_derivative_only
+from pyguide.ops.first_derivative import first_derivative_only, needs_gradient
 from pyguide.ops.library import register
 
 __all__ = ["johnson_lindenstrauss_dimension", "random_projection", "terms_of_column"]
@@ -119,7 +119,7 @@ def random_projection(x: Tensor, features: int, seed: int) -> Tensor:
     """
     if not has_native_backend(x.device):
         return _forward(x, features, seed)
-    if torch.is_grad_enabled() and x.requires_grad:
+    if needs_gradient([x]):
         result: Tensor = _RandomProjection.apply(x, features, seed)
         return result
     return _project(x, features, seed)  # see align in pyguide/ops/cka_operators.py

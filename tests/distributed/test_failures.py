@@ -144,7 +144,17 @@ def differing(rank: int, what: str) -> Any:
         GlobalBatch(LinearCKA())([x], [x if rank else x.clone()])
     if what == "empty":
         GlobalBatch(LinearCKA())([x[:rank]], [x[:rank]])
-    guidance = Guidance(target, guide, distance="rsa" if rank and what == "distance" else "cka")
+    if rank and what == "guide":
+        torch.nn.init.normal_(guide[0].weight)
+    guidance = Guidance(
+        target,
+        guide,
+        # The same shapes.
+        [("1", "1")] if rank and what == "layers" else [("0", "0")],
+        distance="rsa" if rank and what == "distance" else "cka",
+        weight=2.0 if rank and what == "weight" else 1.0,
+        release_at=9 if rank and what == "release" else 10,
+    )
     with torch.set_grad_enabled(not (rank and what == "grad mode")):
         with guidance.capture():
             target(x[:, :6])
@@ -160,6 +170,10 @@ def differing(rank: int, what: str) -> Any:
         ("grad mode", RuntimeError, r"different layers: process 0 has .* with gradient.*process 1"),
         ("grad_norms", RuntimeError, "process 1 has cka with grad_norms"),
         ("distance", RuntimeError, "process 1 has rsa"),
+        ("guide", RuntimeError, r"process 0 has cka with guide (\w+), .*cka with guide (?!\1)\w+,"),
+        ("layers", RuntimeError, r"pairs \[\('0', '0'\)\].*pairs \[\('1', '1'\)\]"),
+        ("weight", RuntimeError, "weight 1 in step 0.*process 1 .*weight 2 in step 0"),
+        ("release", RuntimeError, "release_at 10.*release_at 9"),
         ("pairs", RuntimeError, r"process 0 has cka, pairs \[\(0, 0\)\].*pairs \[\(0, 1\)\]"),
         ("same tensor", RuntimeError, r"layers \[\(0, 1\)\].*process 1 .*layers \[\(0, 0\)\]"),
         ("samples", ValueError, "at least 4 samples, all processes together have 2"),

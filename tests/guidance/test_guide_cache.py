@@ -15,6 +15,7 @@ from cached_guides import (
     SECOND,
     doubled,
     filled,
+    guide_network,
     guided,
     loss,
     loss_of,
@@ -230,3 +231,17 @@ def test_the_time_of_reading_is_the_guides(data):
 def test_the_state_has_nothing_of_it(data):
     _, guidance = filled(data)
     assert guidance.state_dict() == guided().state_dict()
+
+
+def test_other_weights_that_are_assigned_are_noticed(data):
+    guide = guide_network()
+    guidance = guided(GuideCache(samples=SAMPLES), guide)
+    loss(guidance, data, FIRST)
+    guide.load_state_dict(guide_network(seed=5).state_dict(), assign=True)
+    with pytest.raises(ValueError, match="other the guide's parameters and buffers"):
+        loss(guidance, data, FIRST)
+    # They are frozen too.
+    guidance = guided(guide=guide)
+    guide.load_state_dict(guide_network(seed=5).state_dict(), assign=True)
+    loss(guidance, data, FIRST)
+    assert not any(p.requires_grad for p in guide.parameters())

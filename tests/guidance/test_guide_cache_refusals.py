@@ -40,8 +40,19 @@ def test_what_is_not_the_same_in_every_epoch_is_refused(options, message):
         guided(GuideCache(samples=SAMPLES), **options)
 
 
-def test_an_extract_without_a_name_needs_a_key(data):
-    pairs = [pyguide.Pair("0", "0", extract=(None, lambda output: output[:, :3]))]
+class First:
+    """Has the extract as a bound method, whose name does not tell k."""
+
+    def __init__(self, k):
+        self.k = k
+
+    def columns(self, output):
+        return output[:, : self.k]
+
+
+@pytest.mark.parametrize("extract", [lambda output: output[:, :3], First(3).columns])
+def test_an_extract_without_a_name_needs_a_key(extract, data):
+    pairs = [pyguide.Pair("0", "0", extract=(None, extract))]
     with pytest.raises(ValueError, match="cannot tell the `extract` of guide layer '0'"):
         loss(guided(GuideCache(samples=SAMPLES), pairs=pairs), data, FIRST)
     cache = GuideCache(samples=SAMPLES, key="three features")
@@ -125,3 +136,13 @@ def test_fill_says_what_it_needs(data):
         cache.fill(guided(cache, pairs="even"), batches)
     with pytest.raises(RuntimeError, match="this Guidance is released"):
         cache.fill(guided(cache, release_at=0), batches)
+
+
+def test_other_samples_of_one_id_in_a_batch_are_refused(data):
+    guidance = guided(GuideCache(samples=SAMPLES))
+    ids = FIRST.clone()
+    ids[3] = ids[2]
+    with guidance.capture():
+        guidance.target(data[FIRST])
+    with pytest.raises(ValueError, match="gives something else than before for samples such as"):
+        guidance.loss(data[FIRST], sample_ids=ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import warnings
 
 import pytest
@@ -307,3 +308,45 @@ def test_dicts_and_tuples_are_split():
         (target(**inputs) * x[:, :1]).mean() + 1 - pyguide.cka(target.layer(x), guide.layer(x))
     )
     torch.testing.assert_close(losses.total, expected.detach())
+
+
+@pytest.mark.parametrize("source", ["random", "numpy"])
+def test_random_numbers_of_python_and_numpy_are_those_of_the_first_pass(source):
+    """The gradient is that of one graph with the numbers that were drawn."""
+    numpy = pytest.importorskip("numpy") if source == "numpy" else None
+    draw = random.random if numpy is None else numpy.random.random
+    drawn = []
+
+    class Scaled(nn.Module):
+        def forward(self, x):
+            drawn.append(draw())
+            return x * drawn[-1]
+
+    (target, guide), (other, _) = networks(norm=False, dropout=0), networks(norm=False, dropout=0)
+    target.norm = Scaled()
+    x, y = batch()
+    large = LargeBatch(Guidance(target, guide, PAIRS), CHUNK)
+    large.backward(mean_task(target), x, y)
+    chunks = len(drawn) // 2
+    assert drawn[:chunks] == drawn[chunks:] and len(set(drawn)) == chunks == 5
+    factors = iter(drawn)
+
+    class Again(nn.Module):
+        def forward(self, x):
+            return x * next(factors)
+
+    other.norm = Again()
+    in_one_graph(other, guide, x, y)
+    for name, gradient in gradients(other).items():
+        torch.testing.assert_close(gradients(target)[name], gradient, rtol=1e-9, atol=1e-12)
+    # And the generator goes on behind them.
+    assert draw() not in drawn
+
+
+def test_lazy_layers_that_have_seen_no_batch():
+    torch.manual_seed(0)
+    target = nn.Sequential(nn.Linear(6, 9), nn.LazyBatchNorm1d(), nn.Linear(9, 3)).double()
+    guide = nn.Sequential(nn.Linear(6, 5), nn.LazyBatchNorm1d(), nn.Linear(5, 3)).double()
+    x, y = batch()
+    large = LargeBatch(Guidance(target, guide, [("0", "0"), ("1", "1")]), N)
+    assert large.backward(mean_task(target), x, y).total.isfinite()

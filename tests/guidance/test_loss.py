@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -154,3 +156,34 @@ def test_a_guide_that_belongs_to_the_target_raises():
         Guidance(target, target)
     with pytest.raises(ValueError, match="shares modules or parameters"):
         Guidance(nn.ModuleDict({"net": target, "guide": guide}), guide)
+
+
+def test_a_guide_in_the_memory_of_the_target_raises():
+    target, guide = Net(2, 12, seed=0), Net(2, 12, seed=1)
+    Guidance(target, guide).close()
+    guide.load_state_dict(target.state_dict(), assign=True)
+    with pytest.raises(ValueError, match=r"or their memory.*pass copy\.deepcopy\(guide\)"):
+        Guidance(target, guide)
+    Guidance(target, copy.deepcopy(guide))
+
+
+@pytest.mark.parametrize(("distance", "least"), [("cka", 2), ("debiased_cka", 4), ("rsa", 3)])
+def test_a_batch_of_too_few_samples_is_named(distance, least):
+    target, guide = nn.Sequential(nn.Linear(3, 4)), nn.Sequential(nn.Linear(3, 5))
+    guidance = Guidance(target, guide, [("0", "0")], distance)
+    for n in (least - 1, least):
+        x = torch.randn(n, 3)
+        with guidance.capture():
+            target(x)
+        if n == least:
+            assert guidance.loss(x).isfinite()
+            continue
+        message = rf"'0' gave \({n}, 4\), and '{distance}' needs at least {least}.*drop_last=True"
+        with pytest.raises(ValueError, match=message):
+            guidance.loss(x)
+
+
+def test_a_set_of_pairs_has_no_order():
+    target, guide = Net(2, 12, seed=0), Net(2, 9, seed=1)
+    with pytest.raises(ValueError, match=r"a set of pairs has another order.*give a list"):
+        Guidance(target, guide, pairs={("a", "b")})

@@ -173,3 +173,11 @@ def test_inplace_change_after_capture_raises(x, side):
     loss = guided(**models, x=x, pairs=[("1", "1")])
     activations = [m[1](m[0](x)) for m in models.values()]
     assert loss == pytest.approx(distance(*activations), abs=1e-6)
+
+
+def test_inplace_change_in_inference_mode_is_not_what_is_compared(x):
+    models = [mlp(6, 8, 3), mlp(6, 5, 3, seed=1)]
+    expected = guided(*models, x, pairs=[("0", "0")])
+    models[0][1].inplace = True
+    with torch.inference_mode():
+        assert guided(*models, x, pairs=[("0", "0")]) == pytest.approx(expected, abs=1e-6)
