@@ -48,6 +48,7 @@ def test_functional_transforms(name, requires_grad):
         lambda: torch.func.grad(function)(x),
         lambda: torch.func.jacrev(function)(x),
         lambda: torch.func.jacfwd(function)(x),
+        lambda: torch.vmap(function)(batch),
         lambda: torch.vmap(torch.func.grad(function))(batch),
         lambda: torch.func.grad(lambda xs: torch.vmap(function)(xs).sum())(batch),
     ):

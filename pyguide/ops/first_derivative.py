@@ -53,22 +53,19 @@ def needs_gradient(layers: Sequence[Tensor]) -> bool:
     Raises
     ------
     RuntimeError
-        If another kind of derivative would be taken: it would be missing, without a word.
+        For forward-mode derivatives, which would be missing without a word, and torch.func.
     """
     others = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-    if others and not torch.compiler.is_compiling() and any(map(_has_other_derivative, layers)):
+    if others and not torch.compiler.is_compiling() and any(map(_is_transformed, layers)):
         raise RuntimeError(
             "pyguide's native operators have derivatives by backward() and torch.autograd.grad "
-            f"only; for forward mode, torch.func.grad, jvp or jacrev {_INSTEAD}"
+            f"only; for forward mode, torch.func.grad, jvp or vmap {_INSTEAD}"
         )
     return torch.is_grad_enabled() and any(x.requires_grad for x in layers)
 
 
-def _has_other_derivative(x: Tensor) -> bool:
-    """Whether x has a tangent, or is differentiated by torch.func."""
-    # One in another: vmap is no derivative, but may be around or in one.
-    while torch._C._functorch.is_functorch_wrapped_tensor(x):
-        if torch._C._functorch.is_gradtrackingtensor(x):
-            return True
-        x = torch._C._functorch.get_unwrapped(x)
+def _is_transformed(x: Tensor) -> bool:
+    """Whether x has a tangent, or is a variable of a transform of torch.func."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return True
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
