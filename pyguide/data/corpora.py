@@ -123,13 +123,15 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise UserError(f"--data: {path} cannot be read: {error.strerror or error}") from None
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return raw.decode("utf-16", "replace")
-    if b"\0" in raw:
-        raise UserError(f"--data: {path} is no text: it has bytes of 0; save it as UTF-8")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")
+        text = raw.decode("utf-16", "replace")
+    else:
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = raw.decode("latin-1")
+    if "\0" in text:
+        raise UserError(f"--data: {path} is no text: it has characters of 0; save it as UTF-8")
+    return text
 
 
 def _lines(path: Path) -> list[str]:

@@ -8,17 +8,24 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
+from torch import Tensor, nn
 
 from pyguide.distances import Distance
 from pyguide.distributed import GlobalBatch
+from pyguide.guidance.cache_key import digest
+from pyguide.guidance.guide import FrozenGuide
 
 __all__ = [
     "ProcessGroup",
+    "digest_of_guide",
     "global_batch_of",
     "is_distributed",
     "telling_others",
     "warn_of_own_batches",
 ]
+
+# Values of a tensor that tell it from others.
+_SOME = 1024
 
 # Torch may be built without torch.distributed.
 if TYPE_CHECKING:
@@ -50,6 +57,32 @@ def global_batch_of(
     if torch.distributed.get_world_size(process_group) == 1:
         return None
     return GlobalBatch(distance, process_group)
+
+
+def digest_of_guide(guide: FrozenGuide) -> str:
+    """What tells a guide from others in the same run: of the first values of its tensors.
+
+    Of its parameters, and in mode "eval" of its buffers; empty where a process has a part only.
+    """
+    model = guide.model
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        return ""
+    named = [*model.named_parameters(), *(model.named_buffers() if guide.mode == "eval" else ())]
+    return digest(
+        (f"{name} {tuple(tensor.shape)}", _beginning(tensor.detach()))
+        for name, tensor in named
+        if type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
+        and tensor.layout is torch.strided
+        and not tensor.is_nested
+        and not tensor.is_meta
+    )[:16]
+
+
+def _beginning(x: Tensor) -> Tensor:
+    """Of its values at most _SOME, without a copy of all."""
+    while x.numel() > _SOME:
+        x = x[: max(1, _SOME * len(x) // x.numel())] if len(x) > 1 else x[0]
+    return x
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyguide.capture.paths import unwrapped
 from pyguide.capture.recorder import Extract, Source
@@ -19,14 +19,13 @@ from pyguide.capture.versions import version_of
 from pyguide.guidance.guide import FrozenGuide
 from pyguide.guidance.timing import device_of
 
-__all__ = ["CacheKey", "cache_key", "difference", "digest_of_some", "fingerprint", "labels"]
+__all__ = ["CacheKey", "cache_key", "difference", "digest", "fingerprint", "labels"]
 
 #: JSON values by what they are called in errors.
 CacheKey = dict[str, Any]
 
 _WEIGHTS = "the guide's parameters and buffers"
 _MODULES = "the guide's modules"
-_SOME = 1024  # values of a tensor
 
 
 def cache_key(
@@ -42,7 +41,7 @@ def cache_key(
         "key": key,
         # The addresses of functions in it differ from process to process.
         _MODULES: hashlib.sha256(re.sub(r" at 0x\w+", "", repr(model)).encode()).hexdigest(),
-        _WEIGHTS: _digest([*model.named_parameters(), *model.named_buffers()]),
+        _WEIGHTS: digest([*model.named_parameters(), *model.named_buffers()]),
     }
 
 
@@ -109,30 +108,13 @@ def _autocast(guide: FrozenGuide) -> str | None:
     return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
 
 
-def digest_of_some(model: nn.Module) -> str:
-    """What tells a model from others: of the first values of its parameters and buffers.
-
-    Not of parameters of which a process has a part only.
-    """
-    model = unwrapped(model)
-    whole = [
-        (f"{name} {tuple(tensor.shape)}", tensor.detach().flatten()[:_SOME])
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-        if type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
-        and not nn.parameter.is_lazy(tensor)
-        and tensor.device.type != "meta"
-    ]
-    parted = any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules())
-    return "" if parted else _digest(whole)[:16]
-
-
-def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 of names, types, shapes and values."""
-    digest = hashlib.sha256()
+    hashed = hashlib.sha256()
     for name, tensor in tensors:
         values = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)} ".encode())
+        hashed.update(f"{name} {values.dtype} {tuple(values.shape)} ".encode())
         # A tensor is no buffer without numpy; one without values may have no address.
         if values.nbytes:
-            digest.update((ctypes.c_char * values.nbytes).from_address(values.data_ptr()))
-    return digest.hexdigest()
+            hashed.update((ctypes.c_char * values.nbytes).from_address(values.data_ptr()))
+    return hashed.hexdigest()

@@ -141,11 +141,11 @@ class Comparison:
             masking.check_mask(mask, layers, per_token=bool(self._per_token))
 
     def _check_count(self, xs: Captures) -> None:
-        n, least = xs[0].tensor.size(0), self.distance.min_samples
+        shape, least = xs[0].tensor.shape, self.distance.min_samples
         # Of several processes' batches together the distance itself sees how many there are.
-        if n < least and not isinstance(self.distance, GlobalBatch):
+        if shape and shape[0] < least and not isinstance(self.distance, GlobalBatch):
             raise ValueError(
-                f"target layer {self.pairs[0].target!r} gave {tuple(xs[0].tensor.shape)}, and "
+                f"target layer {self.pairs[0].target!r} gave {tuple(shape)}, and "
                 f"{self.distance.name!r} needs at least {least} samples; where the last batch of "
                 "an epoch is small, leave it out: DataLoader(..., drop_last=True)"
             )
@@ -244,7 +244,7 @@ def used_layers(pairs: Sequence[tuple[int, int]]) -> _Used:
 def _filled(distance: Distance, captured: Captured, mask: Tensor | None) -> Tensor:
     x = captured.tensor
     valid = valid_positions(x, captured.mask, mask)
-    return filled(x, valid, distance.samples_of_origin(x.size(0)))
+    return x if valid is None else filled(x, valid, distance.samples_of_origin(x.size(0)))
 
 
 def _gathered(captures: Captures, positions: Tensor, samples: Tensor | None, index: int) -> Tensor:

@@ -12,11 +12,11 @@ from pyguide.capture.sharding import sharded_modules
 from pyguide.distances import Distance
 from pyguide.guidance.all_processes import (
     ProcessGroup,
+    digest_of_guide,
     is_distributed,
     telling_others,
     warn_of_own_batches,
 )
-from pyguide.guidance.cache_key import digest_of_some
 from pyguide.guidance.degeneracy import DegeneracyWarner
 from pyguide.guidance.guide import FrozenGuide
 from pyguide.guidance.guide_cache import GuideCache
@@ -46,8 +46,8 @@ class Guidance(GuidedNetworks, StepLogs):
         Guidance before its first call; if it or a model of the same class was called
         compiled earlier in this process, call torch.compiler.reset() after making Guidance.
     guide : nn.Module
-        The network to resemble, on the same device. It must not share parameters with
-        the target or be a part of it. If DDP wraps a parent of both, make Guidance first.
+        The network to resemble, on the same device. It must not share parameters, or the
+        memory of trained ones, with the target or be a part of it. If DDP wraps a parent of both, make Guidance first.
     pairs : str, or sequence of (str, str) or Pair
         Pairs (target path, guide path) of dotted module paths as :func:`pyguide.list_layers`
         prints them, or globs of them, or :class:`pyguide.Pair` objects with options; pairs on
@@ -109,8 +109,8 @@ class Guidance(GuidedNetworks, StepLogs):
     ValueError
         For an unknown layer (with the nearest matches), distance or mode, no pairs, a
         weight that is not finite, a `release_at`, `align_only` or `calibration_batches`
-        that is not a number of steps, a phase that ends after release, or a guide that
-        shares parameters with the target.
+        that is not a number of steps, a phase that ends after release, a set of pairs, or a
+        guide that shares parameters with the target.
 
     Notes
     -----
@@ -180,7 +180,7 @@ class Guidance(GuidedNetworks, StepLogs):
             self, target, frozen, pairs, distance, example, process_group, guide_cache
         )
         self._check_processes = process_group is None and not is_distributed()
-        self._compare_constants()
+        self._compare_processes_once()
         StepLogs.__init__(self, target, timed)
         self._degeneracy = DegeneracyWarner()
         if not self.released:
@@ -242,12 +242,14 @@ class Guidance(GuidedNetworks, StepLogs):
             Without a capture; if a layer recorded nothing, two calls where the pair names
             none, or an output that was modified in place since; if grad mode is on but a
             captured layer of a trainable target has no gradient (a checkpoint with
-            ``use_reentrant=True``, no_grad, frozen layers).
+            ``use_reentrant=True``, no_grad, frozen layers); if processes compare different
+            layers, or with the first comparison another guide, weight or phases.
         TypeError
             If it is not clear which tensor stands for a layer's output; a mask that is not
             bool (n, T); sample ids that are not int64 (n,).
         ValueError
-            If paired layers differ in their number of samples or, per token, of positions;
+            If paired layers differ in their number of samples or, per token, of positions; too
+            few samples for the distance;
             globs that do not match equally many layers; a mask that fits no layer; with a
             `guide_cache`, no sample ids, or some out of range.
         """
@@ -408,7 +410,7 @@ class Guidance(GuidedNetworks, StepLogs):
         self._phases.go_to(steps)
         self._guide.load_state_dict(state["guide"])
         self._record = None
-        self._compare_constants()
+        self._compare_processes_once()
         if released:
             self._detach()
         elif self._recorders is None:
@@ -419,11 +421,11 @@ class Guidance(GuidedNetworks, StepLogs):
         """Whether this step needs neither the guide nor a capture."""
         return self.released or (self.weight == 0 and not self._closed)
 
-    def _compare_constants(self) -> None:
-        """With the first comparison, whether all processes have the same guide and pairs."""
+    def _compare_processes_once(self) -> None:
+        """Have the next comparison raise if processes have other guides, pairs or phases."""
         if self._global is not None:
             self._global.constant_context = lambda: (
-                f" with guide {digest_of_some(self.guide)}, weight {self.weight:g} in step "
+                f" with guide {digest_of_guide(self._guide)}, weight {self.weight:g} in step "
                 f"{self.steps}, release_at {self.release_at}, align_only {self.align_only}, pairs "
                 f"{self.pairs}"
             )

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyguide.guidance.activation_store import ActivationStore
@@ -208,7 +208,7 @@ class LargeBatch:
         ------
         RuntimeError, TypeError, ValueError
             As :meth:`pyguide.Guidance.loss`; tensors of different first axes; chunks in which a
-            layer has another shape.
+            layer has another shape; a target with lazy layers that have seen no batch.
         """
         with telling_others(self.guidance._global):
             return self._step(task, (x, *others), guide_inputs, mask, sample_ids)
@@ -222,6 +222,12 @@ class LargeBatch:
         sample_ids: Tensor | None,
     ) -> StepLosses:
         guidance = self.guidance
+        tensors = (*guidance.target.parameters(), *guidance.target.buffers())
+        if any(map(nn.parameter.is_lazy, tensors)):
+            raise ValueError(
+                "the target has lazy layers that have seen no batch, and the first would count "
+                "twice: run it once before, such as on one sample in eval mode"
+            )
         chunks = chunk_slices(self.chunk_size, (batch, guide_inputs, mask, sample_ids))
         self._warn_of_batch_norm(chunks)
         if guidance._idle:

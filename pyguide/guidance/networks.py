@@ -372,18 +372,19 @@ def _check_separate(target: nn.Module, guide: nn.Module) -> None:
     """The guide is frozen, so nothing in it may belong to the target."""
     shared = {id(module) for module in target.modules()} & {id(m) for m in guide.modules()}
     shared |= {id(p) for p in target.parameters()} & {id(p) for p in guide.parameters()}
-    if shared or _memory(target) & _memory(guide):
+    trained = _memory(p for p in target.parameters() if p.requires_grad)
+    if shared or trained & _memory(guide.parameters()):
         raise ValueError(
             "the guide shares modules or parameters with the target, or their memory, and would "
             "freeze them or be trained: keep it outside the target, or pass copy.deepcopy(guide)"
         )
 
 
-def _memory(model: nn.Module) -> set[tuple[torch.device, int]]:
-    """Where the values of its parameters and buffers are; some wrappers do not tell."""
+def _memory(parameters: Iterable[Tensor]) -> set[tuple[torch.device, int]]:
+    """Where the values of parameters are; some wrappers do not tell."""
     found = set()
-    for tensor in (*model.parameters(), *model.buffers()):
-        if not nn.parameter.is_lazy(tensor) and tensor.device.type != "meta" and tensor.numel():
+    for tensor in parameters:
+        if not nn.parameter.is_lazy(tensor) and not tensor.is_meta and tensor.numel():
             with contextlib.suppress(RuntimeError, NotImplementedError):
                 found.add((tensor.device, tensor.data_ptr()))
     return {(device, address) for device, address in found if address}

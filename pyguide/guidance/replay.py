@@ -34,7 +34,7 @@ class RandomState(NamedTuple):
         numpy = sys.modules.get("numpy.random")
         return cls(
             random.getstate(),
-            None if numpy is None else numpy.get_state(),
+            None if numpy is None else numpy.get_state(legacy=False),
             torch.get_rng_state(),
             *get_device_states(*parameters),
             kind,
@@ -61,7 +61,7 @@ def unchanged_buffers(model: nn.Module) -> Iterator[None]:
         (module, name, buffer, buffer._version, buffer.clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
-        if buffer is not None and not isinstance(buffer, nn.UninitializedBuffer)
+        if buffer is not None
     ]
     try:
         yield

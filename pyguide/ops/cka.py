@@ -165,6 +165,8 @@ def cka_pairs(
         Naming the argument, before any work: different n, n < 2 (debiased: n < 4), integer
         or complex dtype, mixed devices, empty features, sparse tensors, a pair out of range;
         per_token with layers that have no or different numbers of tokens.
+    RuntimeError
+        Under forward-mode AD, torch.func.grad, jvp or vmap: :mod:`pyguide.reference` has these.
 
     Examples
     --------

@@ -54,6 +54,7 @@ def needs_gradient(layers: Sequence[Tensor]) -> bool:
     ------
     RuntimeError
         For forward-mode derivatives, which would be missing without a word, and torch.func.
+        Not in compiled code, where they are not seen.
     """
     others = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
     if others and not torch.compiler.is_compiling() and any(map(_is_transformed, layers)):
@@ -65,7 +66,10 @@ def needs_gradient(layers: Sequence[Tensor]) -> bool:
 
 
 def _is_transformed(x: Tensor) -> bool:
-    """Whether x has a tangent, or is a variable of a transform of torch.func."""
-    if torch._C._functorch.is_functorch_wrapped_tensor(x):
-        return True
+    """Whether x has a tangent, or is a variable of torch.func.grad, jvp or vmap."""
+    wrappers = torch._C._functorch
+    while wrappers.is_functorch_wrapped_tensor(x):  # functionalize wraps too, which is no matter
+        if wrappers.is_gradtrackingtensor(x) or wrappers.is_batchedtensor(x):
+            return True
+        x = wrappers.get_unwrapped(x)
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None

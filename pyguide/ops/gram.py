@@ -96,6 +96,8 @@ def gram(xs: Sequence[Tensor], *, center: bool = True, precision: str | None = N
     TypeError, ValueError
         For an empty list, layers that differ in n or device, n < 2, or an unsupported
         dtype or layout.
+    RuntimeError
+        Under forward-mode AD, torch.func.grad, jvp or vmap: :mod:`pyguide.reference` has these.
 
     Examples
     --------

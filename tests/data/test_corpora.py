@@ -40,8 +40,9 @@ def test_a_mark_of_the_encoding_is_read(encoding, tmp_path):
     assert wikitext(tmp_path)["train"] == ["été", "=", "1", "<eos>"]
 
 
-def test_a_file_that_is_no_text(tmp_path):
-    (tmp_path / "a.txt").write_bytes("text".encode("utf-16-le"))
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-32"])
+def test_a_file_that_is_no_text(encoding, tmp_path):
+    (tmp_path / "a.txt").write_bytes("text".encode(encoding))
     with pytest.raises(UserError, match=r"a\.txt is no text.*save it as UTF-8"):
         text_folder(tmp_path)
 

@@ -260,20 +260,20 @@ def test_what_guides_outputs_take_is_known_before():
 
 
 @pytest.mark.parametrize(
-    ("free", "outcome"),
-    [
-        (10_000_000, "2 at a time"),
-        (200_000, "a job keeps 0.00013 GB of its guide's outputs, and 0.0002 GB are free: 1 at a"),
-        (100_000, "--guide-outputs: a job keeps 0.00013 GB"),
-    ],
+    ("free", "jobs"), [(None, 2), (10_000_000, 2), (260_000, 2), (200_000, 1), (100_000, 1)]
 )
-def test_no_more_jobs_than_memory_has_room_for(free, outcome, tmp_path, monkeypatch, capsys):
+def test_no_more_jobs_at_a_time_than_memory_has_room_for(free, jobs, tmp_path, monkeypatch, capsys):
+    """A job keeps 64 x 21 x 8 numbers of 3 layers: 129,024 bytes."""
     monkeypatch.setattr(run, "available_bytes", lambda: free)
     monkeypatch.setattr(run.Run, "_run", lambda self, tasks: None)
     monkeypatch.setattr(run.Run, "_finish", lambda self: {"failed": {}, "runs": []})
     options = ["--train-size", "64", "--held-out-size", "8", "--batch-size", "16"]
     options += ["--guide-batch-size", "16", "--width", "8", "--guide-width", "8", "--heads", "2"]
     options += ["--min-length", "4", "--max-length", "10", "--workers", "2", "--json"]
-    code = main(["train", "copy-paste", *options, "--out", str(tmp_path / "run")])
-    assert code == (2 if free == 100_000 else 0)
-    assert outcome in capsys.readouterr().err
+    for arms in (["none", "trained"], ["none"]):
+        out = tmp_path / arms[-1]
+        assert main(["train", "copy-paste", *options, "--out", str(out), "--arms", *arms]) == 0
+        found = capsys.readouterr().err
+        expected = jobs if "trained" in arms else 2
+        assert f"jobs, {expected} at a time" in found
+        assert ("a job keeps 0.00013 GB of its guide's outputs" in found) == (expected == 1)

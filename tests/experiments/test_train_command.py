@@ -115,8 +115,11 @@ def test_too_little_data_for_a_batch_is_said(option, tiny_data, tmp_path, capsys
     assert main([*TRAIN, option, "701", "--out", str(tmp_path / "run")]) == 2
     expected = f"{option}: 700 training samples do not fill a batch of 701"
     assert expected in capsys.readouterr().err
-    # Nothing is left that would refuse the command once it is mended.
+    # Nothing is left that would refuse the command once it is mended, and what was there stays.
     assert not list(tmp_path.iterdir())
+    (tmp_path / "run").mkdir(mode=0o700)
+    assert main([*TRAIN, option, "701", "--out", str(tmp_path / "run")]) == 2
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_a_missing_extra_is_named(tmp_path, capsys, monkeypatch):

@@ -12,6 +12,8 @@ from torch import nn
 
 from pyguide import reference
 from pyguide.guidance import Guidance, gaussian_noise
+from pyguide.guidance.all_processes import digest_of_guide
+from pyguide.guidance.guide import FrozenGuide
 
 MODES = ["eval", "batch_stats", "calibrated"]
 
@@ -357,3 +359,45 @@ def test_a_gradient_that_reached_the_guide_is_dropped():
     F.cross_entropy(guide(x), y).backward()
     step(target, guidance, x, y)
     assert all(p.grad is None for p in guide.parameters())
+
+
+def test_a_guide_is_told_from_others_by_its_tensors():
+    def digest(mode="eval", seed=0, change=lambda guide: None):
+        torch.manual_seed(seed)
+        guide = nn.Sequential(nn.Linear(60, 40), nn.BatchNorm1d(40), nn.Linear(40, 3))
+        change(guide)
+        return digest_of_guide(FrozenGuide(guide, mode))
+
+    def moved(guide):
+        guide[1].running_mean += 1
+
+    def sparse(guide):
+        guide.register_buffer("graph", torch.eye(3).to_sparse())
+
+    def later(guide):
+        with torch.no_grad():
+            guide[0].weight[-1, -1] += 1
+
+    def few(guide):
+        with torch.no_grad():
+            guide[2].bias[-1] += 1
+
+    assert digest() == digest() != digest(seed=1)
+    assert digest(change=moved) != digest() != digest(change=few)
+    # The batch's statistics are used in place of these; of large tensors the beginning counts.
+    assert digest("batch_stats", change=moved) == digest("batch_stats")
+    assert digest(change=later) == digest() == digest(change=sparse)
+    assert digest(change=lambda guide: guide.to("meta")) != digest()
+    wide = nn.Conv2d(64, 64, 3).to(memory_format=torch.channels_last)
+    values = digest_of_guide(FrozenGuide(wide))
+    with torch.no_grad():
+        wide.weight[0, 0] += 1
+    assert digest_of_guide(FrozenGuide(wide)) != values
+
+
+def test_of_parts_of_a_guide_nothing_is_compared():
+    class FullyShardedDataParallel(nn.Module):
+        """What torch's wrapper is called: its parameters are a process's part."""
+
+    guide = nn.Sequential(FullyShardedDataParallel(), nn.Linear(3, 2))
+    assert digest_of_guide(FrozenGuide(guide)) == ""

@@ -344,9 +344,16 @@ def test_random_numbers_of_python_and_numpy_are_those_of_the_first_pass(source):
 
 
 def test_lazy_layers_that_have_seen_no_batch():
-    torch.manual_seed(0)
-    target = nn.Sequential(nn.Linear(6, 9), nn.LazyBatchNorm1d(), nn.Linear(9, 3)).double()
-    guide = nn.Sequential(nn.Linear(6, 5), nn.LazyBatchNorm1d(), nn.Linear(5, 3)).double()
-    x, y = batch()
-    large = LargeBatch(Guidance(target, guide, [("0", "0"), ("1", "1")]), N)
-    assert large.backward(mean_task(target), x, y).total.isfinite()
+    for affine in (True, False):
+        norm = nn.LazyBatchNorm1d(affine=affine)
+        target = nn.Sequential(nn.Linear(6, 9), norm, nn.Linear(9, 3)).double()
+        guide = nn.Sequential(nn.Linear(6, 5), nn.LazyBatchNorm1d(), nn.Linear(5, 3)).double()
+        x, y = batch()
+        large = LargeBatch(Guidance(target, guide, [("0", "0"), ("1", "1")]), N)
+        with pytest.raises(ValueError, match="lazy layers that have seen no batch"):
+            large.backward(mean_task(target), x, y)
+        target.eval()(x[:1])
+        target.train()
+        # The guide's may be lazy: it runs once.
+        assert large.backward(mean_task(target), x, y).total.isfinite()
+        assert target[1].num_batches_tracked == 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from guided_training import Calls, N, Net, batch, by_hand, step
-from networks import hooks
+from networks import Layer, hooks
 from torch import nn
 
 from pyguide import reference
@@ -164,7 +164,12 @@ def test_a_guide_in_the_memory_of_the_target_raises():
     guide.load_state_dict(target.state_dict(), assign=True)
     with pytest.raises(ValueError, match=r"or their memory.*pass copy\.deepcopy\(guide\)"):
         Guidance(target, guide)
-    Guidance(target, copy.deepcopy(guide))
+    Guidance(target, copy.deepcopy(guide)).close()
+    # A guide on weights of the target that are not trained is fine, and so is a table of both.
+    table = torch.randn(3)
+    for network in (target, guide):
+        network.requires_grad_(False).register_buffer("table", table)
+    Guidance(target, guide)
 
 
 @pytest.mark.parametrize(("distance", "least"), [("cka", 2), ("debiased_cka", 4), ("rsa", 3)])
@@ -187,3 +192,14 @@ def test_a_set_of_pairs_has_no_order():
     target, guide = Net(2, 12, seed=0), Net(2, 9, seed=1)
     with pytest.raises(ValueError, match=r"a set of pairs has another order.*give a list"):
         Guidance(target, guide, pairs={("a", "b")})
+
+
+def test_a_layer_that_is_one_number_is_named():
+    target = nn.Sequential(nn.Linear(3, 4), Layer(torch.mean))
+    guide = nn.Sequential(nn.Linear(3, 4), Layer(torch.mean))
+    guidance = Guidance(target, guide, [("1", "1")])
+    x = torch.randn(8, 3)
+    with guidance.capture():
+        target(x)
+    with pytest.raises(ValueError, match=r"must have shape \(n, \.\.\.\), got a scalar"):
+        guidance.loss(x)

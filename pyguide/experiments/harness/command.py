@@ -104,8 +104,9 @@ def _add_grid_options(parser: argparse.ArgumentParser, scales: Mapping[str, Sett
     add(
         "--protocol",
         action="store_true",
-        help=f"as the results in docs/report: --sweep of these rates{_defaults(swept, len(scales))}, "
-        f"--extend {setting.protocol_changes()['extend']}, --seeds {final}, where not given",
+        help="as the results in docs/report: --sweep of these rates"
+        f"{_defaults(swept, len(scales))}, --extend {setting.protocol_changes()['extend']}, "
+        f"--seeds {final}, where not given",
     )
     add("--sweep-only", action="store_true", help="a sweep without the final runs")
     add(

@@ -76,6 +76,7 @@ class RunFolder:
         self._logs: dict[str, _Log] = {}
         self._running: dict[str, list[dict[str, Any]]] = {}
         self._lock: TextIO | None = None
+        self._is_new = False
 
     def picture(self, name: str) -> Path:
         """The file of a picture."""
@@ -95,6 +96,7 @@ class RunFolder:
                 raise UserError(
                     f"--out {path} exists: choose another, or continue it with --resume {path}"
                 )
+            folder._is_new = not path.exists()
             path.mkdir(parents=True, exist_ok=True)
             folder._lock = lock(path / ".lock")
             names = {"experiment": experiment.name, "scale": scale}
@@ -137,10 +139,11 @@ class RunFolder:
         if (self.path / "jobs").exists():
             return
         shutil.rmtree(self.cache, ignore_errors=True)
-        for name in ("config.json", ".lock"):
-            (self.path / name).unlink(missing_ok=True)
-        with suppress(OSError):  # Somebody has put something into it.
-            self.path.rmdir()
+        with suppress(OSError):  # It cannot be written, or somebody has put something into it.
+            for name in ("config.json", ".lock"):
+                (self.path / name).unlink(missing_ok=True)
+            if self._is_new:
+                self.path.rmdir()
 
     @property
     def cache(self) -> Path:

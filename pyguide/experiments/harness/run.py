@@ -61,6 +61,7 @@ class Run:
         while self._extend_sweep():
             pass
         self.failed: dict[str, str] = {}
+        self._kept: dict[str, int] = {}  # bytes of the guide's outputs in a job, by arm
         self._named: set[str] = set()  # Guides whose damage has been told.
 
     def __call__(self) -> dict[str, Any]:
@@ -70,6 +71,7 @@ class Run:
         sweep = self._pending(self.sweep)
         final = self._pending(self._final_tasks(self._rates(assumed=True)))
         planned = list({task.key: task for task in [*sweep, *final]}.values())
+        self._spare_memory(planned)
         if self.config.quick:
             print("--quick: a smoke run; its numbers say nothing about guidance", file=sys.stderr)
         jobs = "1 job" if len(planned) == 1 else f"{len(planned)} jobs"
@@ -105,7 +107,6 @@ class Run:
     def _check_data(self) -> None:
         """All data are made, and found whole, before any job reads them; each fills a batch."""
         made: dict[str, Splits] = {}
-        kept = 0
         for arm in self.arms:
             own = arm_config(self.config, arm)
             # With --vary an arm has data of its own; a field of the target alone changes none.
@@ -115,7 +116,7 @@ class Run:
             if key not in made:
                 made[key] = self.setting.data(own, self.folder.cache)
             samples = len(made[key].train)
-            kept = max(kept, self.setting.kept_bytes(own, arm, made[key]))
+            self._kept[arm.name] = self.setting.kept_bytes(own, arm, made[key])
             sizes = {"--batch-size": own.batch_size}
             if arm.guide == "trained" and own.guide_weights is None:
                 sizes["--guide-batch-size"] = own.guide_batch_size
@@ -130,22 +131,20 @@ class Run:
                         "processes"
                     )
 
-        self._check_memory(kept)
-
-    def _check_memory(self, kept: int) -> None:
+    def _spare_memory(self, tasks: Sequence[Task]) -> None:
         """Fewer jobs at a time where each keeps so much that memory would not do."""
         free = available_bytes()
-        if free is None or not kept:
+        jobs = [task.job for task in tasks if isinstance(task.job, TargetJob)]
+        kept = max((self._kept[job.arm.name] for job in jobs), default=0)
+        if free is None or kept * (1 if self.together else self.workers) <= free:
             return
-        jobs = Processes().size if self.together else self.workers
+        self.workers = max(1, free // kept)
         own, there = (f"{size / 1e9:.2g} GB" for size in (kept, free))
-        text = f"a job keeps {own} of its guide's outputs, and {there} are free"
-        fit = free // kept
-        if fit < (jobs if self.together else 1):
-            raise UserError(f"--guide-outputs: {text}; give --guide-outputs computed")
-        if fit < jobs:
-            self.workers = fit
-            print(f"{text}: {fit} at a time instead of {jobs}", file=sys.stderr)
+        print(
+            f"a job keeps {own} of its guide's outputs, and {there} are free: {self.workers} at a "
+            "time; a run with --guide-outputs computed keeps none",
+            file=sys.stderr,
+        )
 
     def _pending(self, targets: Sequence[Task]) -> list[Task]:
         """The targets that the folder lacks, and the guides that these need and it lacks."""

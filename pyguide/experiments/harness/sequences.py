@@ -73,7 +73,7 @@ class GeneratedConfig(SequenceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.data_seed >= _LARGEST_SEED:
+        if self.data_seed >= _SEEDS:
             raise UserError(f"--data-seed: expected at most 2**31 - 1, got {self.data_seed}")
         if self.min_length > self.max_length:
             raise UserError(
@@ -87,7 +87,7 @@ class GeneratedConfig(SequenceConfig):
 
 
 S = TypeVar("S", bound=SequenceConfig)
-_LARGEST_SEED = 2**31
+_SEEDS = 2**31  # that torch and Python take
 _FLOAT32 = 4  # bytes
 
 
