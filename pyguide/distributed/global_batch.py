@@ -42,11 +42,11 @@ class GlobalBatch(Distance):
     the true one times the number of processes, because DistributedDataParallel and FSDP then take
     the mean over them: so trained, one process and many do the same.
 
-    But for padded layers, no process holds all samples of all layers. For linear CKA, RBF CKA and Euclidean RSA each gets
-    all samples of its share of the features, and Gram matrices are added up (2 n d values and
-    2 N^2 sent a layer, N samples in all, n a process); for linear CKA, where it sends less, d x d
-    products of each process's samples are added up instead. Tokens that are compared one by one are
-    dealt out, and for other distances whole pairs.
+    But for padded layers, no process holds all samples of all layers. For linear CKA, RBF CKA and
+    Euclidean RSA each gets all samples of its share of the features, and Gram matrices are added
+    up (2 n d values and 2 N^2 sent a layer, N samples in all, n a process); for linear CKA, where
+    it sends less, d x d products of each process's samples are added up instead. Tokens that are
+    compared one by one are dealt out, and for other distances whole pairs.
 
     Parameters
     ----------

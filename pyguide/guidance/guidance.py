@@ -47,7 +47,8 @@ class Guidance(GuidedNetworks, StepLogs):
         compiled earlier in this process, call torch.compiler.reset() after making Guidance.
     guide : nn.Module
         The network to resemble, on the same device. It must not share parameters, or the
-        memory of trained ones, with the target or be a part of it. If DDP wraps a parent of both, make Guidance first.
+        memory of trained ones, with the target or be a part of it. If DDP wraps a parent of
+        both, make Guidance first.
     pairs : str, or sequence of (str, str) or Pair
         Pairs (target path, guide path) of dotted module paths as :func:`pyguide.list_layers`
         prints them, or globs of them, or :class:`pyguide.Pair` objects with options; pairs on
