@@ -276,6 +276,25 @@ def test_curves_are_a_png_even_of_nothing(setting, runs, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(("lowest", "scale"), [(30.0, "linear"), (10.0, "log"), (0.0, "linear")])
+def test_an_axis_is_logarithmic_where_that_has_labels(lowest, scale, tmp_path, monkeypatch):
+    """Of perplexities from 100 down; accuracies begin at 0."""
+    records = {
+        key: [r | {"val_perplexity": 100 - i * (100 - lowest)} for i, r in enumerate(log[:2])]
+        for key, log in RECORDS.items()
+    }
+    figures = []
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda self, *_, **__: figures.append(self)
+    )
+    for setting, expected in [(Perplexity(), scale), (SETTING, "linear")]:
+        plot_curves(setting, setting.config, setting.arms, RUNS, records, tmp_path / "curves.png")
+        axes = figures[-1].axes[1]
+        assert axes.get_yscale() == expected
+        figures[-1].canvas.draw()
+        assert any(label.get_text() for label in axes.get_yticklabels())
+
+
 def test_more_arms_than_colours(tmp_path):
     config = SETTING.config.changed({"vary": ["depth=2,3,4"]})
     arms = SETTING.variants(config)

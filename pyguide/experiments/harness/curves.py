@@ -16,6 +16,8 @@ __all__ = ["by_epoch", "plot_bands", "plot_curves", "plot_differences"]
 
 # Okabe & Ito's palette: told apart with any colour vision. The first is the baseline's.
 _COLORS = ("#555555", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Of the largest value to the smallest, from which an axis is logarithmic.
+_LEAST_RATIO = 5
 
 
 def plot_curves(
@@ -67,14 +69,13 @@ def plot_curves(
                 epochs = range(1, len(curves[0]) + 1)
                 scaled = [[scale * value for value in curve] for curve in curves]
                 _plot_band(axes, epochs, scaled, color, style)
-    loss.set(xlabel="epoch", ylabel="loss", yscale="log")
-    loss.yaxis.set_major_formatter(_log_tick)
-    loss.yaxis.set_minor_formatter(_log_tick)
+    loss.set(xlabel="epoch", ylabel="loss")
+    _scale_by_ratio(loss)
     score.set(xlabel="epoch", ylabel=metric.title)
     if metric.higher_is_better:
         score.set_ylim(0, None)
     else:
-        score.set_yscale("log")
+        _scale_by_ratio(score)
     for axes in (loss, score):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.grid(alpha=0.25)
@@ -188,6 +189,15 @@ def _plot_band(
     if len(runs) > 1:
         low, high = [min(column) for column in columns], [max(column) for column in columns]
         axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
+
+
+def _scale_by_ratio(axes: Any) -> None:
+    """A logarithmic axis where there are enough values to label on one; else a linear one."""
+    low, high = axes.dataLim.intervaly
+    if 0 < low < high / _LEAST_RATIO:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(_log_tick)
+        axes.yaxis.set_minor_formatter(_log_tick)
 
 
 def _log_tick(value: float, _: int) -> str:
