@@ -26,8 +26,9 @@ import pyguide
 from pyguide.bench import result as results
 from pyguide.bench.arguments import add_options, parse
 from pyguide.bench.device import CPU
-from pyguide.bench.memory import available_bytes, in_own_process, memory_of
+from pyguide.bench.memory import in_own_process, memory_of
 from pyguide.guidance import LargeBatch
+from pyguide.memory import available_bytes
 
 CHUNK = 256
 SAMPLES = (512, 2048, 8192)
