@@ -6,6 +6,7 @@ import pytest
 import torch
 from cached_guides import FIRST, SAMPLES, guided, loss
 from torch import nn
+from torch.testing import assert_close
 
 from pyguide.guidance import Guidance, GuideCache, LargeBatch, gaussian_noise
 
@@ -15,16 +16,16 @@ def data():
     return torch.randn(SAMPLES, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
 
-def in_both(make, *inputs):
-    """Losses of networks and a cache that are made, and used, with and without another default."""
+def in_both(make):
+    """Two steps of what is made afresh, (2, ...): with CPUs as the default device, and another."""
     outcomes = []
     for device in ("cpu", "meta"):
-        guidance = make()
+        step = make()
         with torch.device(device):
-            outcomes.append([guidance(*inputs) for _ in range(2)])
-    assert outcomes[0][0].isfinite().all() and outcomes[0][0].device.type == "cpu"
-    for expected, found in zip(*outcomes, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+            first, second = step(), step()
+        outcomes.append(torch.stack([first, second]))
+    assert outcomes[0].isfinite().all() and outcomes[0].device.type == "cpu"
+    return outcomes
 
 
 @pytest.mark.parametrize("keep", ["activations", "grams"])
@@ -38,7 +39,7 @@ def test_a_guide_cache(keep, in_folder, data, tmp_path):
         guidance = guided(GuideCache(folder, samples=SAMPLES, keep=keep))
         return lambda: torch.stack([loss(guidance, data, ids) for ids in batches])
 
-    in_both(make)
+    assert_close(*in_both(make), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_a_guided_step(options, data):
         guidance = guided(**own)
         return lambda: loss(guidance, data, FIRST)
 
-    in_both(make)
+    assert_close(*in_both(make), rtol=1e-9, atol=1e-12)
 
 
 def test_a_calibrated_guide(data):
@@ -61,7 +62,7 @@ def test_a_calibrated_guide(data):
         guidance = guided(guide=guide, pairs=[("0", "1")], guide_mode="calibrated")
         return lambda: loss(guidance, data, FIRST)[1:]
 
-    in_both(make)
+    assert_close(*in_both(make), rtol=1e-9, atol=1e-12)
 
 
 def test_a_large_batch(data):
@@ -70,7 +71,7 @@ def test_a_large_batch(data):
         target = large.guidance.target
         return lambda: large.backward(lambda x: target(x).square().mean(), data).total
 
-    in_both(make)
+    assert_close(*in_both(make), rtol=1e-9, atol=1e-12)
 
 
 def test_padded_and_nested_sequences():
@@ -94,4 +95,4 @@ def test_padded_and_nested_sequences():
 
         return step
 
-    in_both(make)
+    assert_close(*in_both(make), rtol=1e-9, atol=1e-12)
