@@ -61,7 +61,7 @@ PAPER = CopyPasteConfig(
 class CopyPasteSetting(TokenSetting[CopyPasteConfig]):
     """Sequences of ten symbols."""
 
-    data_name = "copied sequences"
+    data_name = "copied symbols"
     paper_name = "lengths 20 to 40, accuracy (%)"
     chance = 1 / _SYMBOLS
     padding = CopyPaste(1, 1, _SYMBOLS).padding

@@ -192,6 +192,22 @@ def test_table_puts_the_measurement_beside_the_papers():
     assert "smoke" not in text and "smoke" in report.table(SETTING, quick, ARMS, results())
 
 
+def test_where_the_papers_difference_is_noise():
+    # 3-4-5: of standard errors 3 and 4 the difference has 5, and 10 is within two of them.
+    arms = three_arms(none=(50.0, 3.0), untrained=(60.0, 4.0))
+    text = report.table(SETTING, SETTING.config, arms, results())
+    assert rows(text)["untrained guide"][2] == "reproduced (noise in the paper)"
+    lines = report.results_table([("an-experiment", SETTING, arms, results())])
+    (row,) = [line for line in lines if line.startswith("| an-experiment")]
+    cells = [cell.strip() for cell in row.split("|")[2:-1]]
+    assert cells[:3] == ["untrained guide", "50.00 ± 11.55", "accuracy (%)"]
+    assert cells[4] == "reproduced (noise in the paper)" and cells[-1] == "+10.00 ± 5.00"
+    for paper in [(60.1, 4.0), (60.0, None)]:
+        arms = three_arms(none=(50.0, 3.0), untrained=paper)
+        text = report.table(SETTING, SETTING.config, arms, results())
+        assert rows(text)["untrained guide"][2] == "reproduced"
+
+
 def test_the_cost_of_guides_by_hand():
     summary = summarize()
     guided = {"guide": 0.001, "distances": 0.002, "backward": 0.0005, "step": 0.010}

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
 from pyguide.experiments.harness.config import Config
-from pyguide.experiments.harness.experiment import Arm, Metric, Setting
+from pyguide.experiments.harness.experiment import Arm, Metric, Result, Setting
+from pyguide.experiments.harness.statistics import NOISE
 
 __all__ = ["results_table", "table"]
+
+_VERDICTS = (
+    "*Reproduced*: beyond two standard errors of the difference in the paper's direction; "
+    "*not reproduced*: beyond two the other way; else *within noise*. *Noise in the paper*: its "
+    "own difference is within two of its standard errors."
+)
 
 # Of one experiment: name, setting, arms and results.
 Run = tuple[str, Setting[Any], Sequence[Arm], Mapping[str, Any]]
@@ -49,7 +57,7 @@ def table(
 
 def results_table(runs: Sequence[Run]) -> list[str]:
     """Of all experiments, the arms that the paper says something of, a row each."""
-    titles = ["experiment", "arm", "test", "difference to baseline", "verdict"]
+    titles = ["experiment", "arm", "test", "metric", "difference to baseline", "verdict"]
     rows = [[*titles, "gap: difference", "verdict", "seeds", "paper: difference"]]
     for name, setting, arms, results in runs:
         by_name = {arm.name: arm for arm in arms}
@@ -59,32 +67,46 @@ def results_table(runs: Sequence[Run]) -> list[str]:
             if own is None or not {"verdict", "gap_verdict"} & set(own):
                 continue
             metric = setting.metric
+            paper = _paper_difference(arm, by_name.get(own["baseline"]))
             cells = [
                 _score(metric, own["test"]),
+                _title(metric),
                 _difference(metric, own, "difference", labels),
-                _verdict(own),
+                _verdict(own, paper),
                 _difference(metric, own, "gap_difference", labels),
                 own.get("gap_verdict") or "–",
                 str(own["difference"]["n"]),
-                _paper_difference(arm, by_name.get(own["baseline"])),
+                (arm.expected or "–") if paper is None else _mean_and_error(*paper, sign="+"),
             ]
             rows.append([name, arm.label, *cells])
-    return markdown_table(rows) if len(rows) > 1 else []
+    if len(rows) == 1:
+        return []
+    legend = (
+        "Mean ± standard error over seeds; differences are paired by seed, the paper's are those "
+        f"of its means. The gap is that between training and validation. {_VERDICTS}"
+    )
+    return [*markdown_table(rows), "", legend]
 
 
-def _paper_difference(arm: Arm, baseline: Arm | None) -> str:
-    if arm.paper is not None and baseline is not None and baseline.paper is not None:
-        return f"{arm.paper[0] - baseline.paper[0]:+.2f}"
-    return arm.expected or "–"
+def _paper_difference(arm: Arm, baseline: Arm | None) -> Result | None:
+    """The paper's difference, and its standard error where both means have one."""
+    if arm.paper is None or baseline is None or baseline.paper is None:
+        return None
+    (mean, error), (base, base_error) = arm.paper, baseline.paper
+    both = None if error is None or base_error is None else math.hypot(error, base_error)
+    return mean - base, both
+
+
+def _title(metric: Metric) -> str:
+    return metric.title if metric.higher_is_better else f"{metric.title}, lower is better"
 
 
 def _result_lines(setting: Setting[Any], arms: Sequence[Arm], results: dict[str, Any]) -> list[str]:
     metric, rates, summary = setting.metric, results["learning_rates"], results["summary"]
-    better = "" if metric.higher_is_better else ", lower is better"
     judged = any(arm.paper is not None or arm.expected is not None for arm in arms)
     titles = [
         "",
-        f"{setting.data_name}, test {metric.title}{better}",
+        f"{setting.data_name}, test {_title(metric)}",
         "difference to baseline",
         *(["verdict"] if judged else []),
         "at own epochs",
@@ -95,14 +117,16 @@ def _result_lines(setting: Setting[Any], arms: Sequence[Arm], results: dict[str,
     papers = any(arm.paper is not None for arm in arms)
     rows = [[*titles, f"paper: {setting.paper_name}"] if papers else titles]
     labels = {arm.name: arm.label for arm in arms}
+    by_name = {arm.name: arm for arm in arms}
     for arm in arms:
         cells = ["–"] * (6 if judged else 5)
         own = summary.get(arm.name)
         if own is not None:
+            theirs = _paper_difference(arm, by_name.get(arm.baseline or ""))
             cells = [
                 _score(metric, own["test"]),
                 _difference(metric, own, "difference", labels),
-                *([_verdict(own)] if judged else []),
+                *([_verdict(own, theirs)] if judged else []),
                 _score(metric, own["test_at_own_epochs"]),
                 str(own["epoch"]),
                 str(own["test"]["n"]),
@@ -118,10 +142,7 @@ def _result_lines(setting: Setting[Any], arms: Sequence[Arm], results: dict[str,
         "lowest validation loss. Differences are paired by seed.",
     ]
     if judged:
-        lines += [
-            "*Reproduced*: beyond two standard errors of the difference in the paper's direction; "
-            "*not reproduced*: beyond two the other way; else *within noise*."
-        ]
+        lines += [_VERDICTS]
     if papers:
         lines += [
             "The paper's column is of its own data, networks and metric: compare the order of "
@@ -142,12 +163,19 @@ def _difference(
     return text if baseline == first else f"{text} ({labels.get(baseline, baseline)})"
 
 
-def _verdict(own: Mapping[str, Any]) -> str:
-    """On the metric; or on the loss, whose difference is then named."""
+def _verdict(own: Mapping[str, Any], paper: Result | None) -> str:
+    """On the metric, or on the loss, whose difference is then named; and what the paper's is."""
+    notes = []
+    if "loss_difference" in own:
+        notes.append(f"loss {_score(Metric(scale=1.0), own['loss_difference'], '+')}")
+    if own.get("verdict") and paper is not None and _is_noise(*paper):
+        notes.append("noise in the paper")
     text = own.get("verdict") or "–"
-    if "loss_difference" not in own:
-        return text
-    return f"{text} (loss {_score(Metric(scale=1.0), own['loss_difference'], '+')})"
+    return f"{text} ({'; '.join(notes)})" if notes else text
+
+
+def _is_noise(mean: float, error: float | None) -> bool:
+    return error is not None and abs(mean) <= NOISE * error
 
 
 def _gap_lines(setting: Setting[Any], arms: Sequence[Arm], results: dict[str, Any]) -> list[str]:

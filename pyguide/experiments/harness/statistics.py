@@ -8,12 +8,12 @@ from typing import Any
 
 from pyguide.experiments.harness.experiment import Arm, Metric, Result
 
-__all__ = ["mean_and_error", "summarize", "verdict"]
+__all__ = ["NOISE", "mean_and_error", "summarize", "verdict"]
 
 Records = Sequence[Mapping[str, Any]]
 
-#: A difference beyond so many standard errors of it is no noise.
-_ERRORS = 2.0
+#: A difference within so many standard errors of it is noise.
+NOISE = 2.0
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
@@ -60,7 +60,7 @@ def verdict(difference: Mapping[str, Any], sign: int) -> str | None:
     if error is None:
         return None
     signed = sign * difference["mean"]
-    if abs(signed) <= _ERRORS * error:
+    if abs(signed) <= NOISE * error:
         return "within noise"
     return "reproduced" if signed > 0 else "not reproduced"
 
