@@ -9,7 +9,7 @@ from typing import Any
 
 from pyguide.experiments.harness.config import Config
 from pyguide.experiments.harness.experiment import Arm, Metric, Result, Setting
-from pyguide.experiments.harness.statistics import NOISE
+from pyguide.experiments.harness.statistics import is_noise
 
 __all__ = ["results_table", "table"]
 
@@ -168,14 +168,11 @@ def _verdict(own: Mapping[str, Any], paper: Result | None) -> str:
     notes = []
     if "loss_difference" in own:
         notes.append(f"loss {_score(Metric(scale=1.0), own['loss_difference'], '+')}")
-    if own.get("verdict") and paper is not None and _is_noise(*paper):
+    mean, error = paper or (0.0, None)
+    if own.get("verdict") and error is not None and is_noise(mean, error):
         notes.append("noise in the paper")
     text = own.get("verdict") or "–"
     return f"{text} ({'; '.join(notes)})" if notes else text
-
-
-def _is_noise(mean: float, error: float | None) -> bool:
-    return error is not None and abs(mean) <= NOISE * error
 
 
 def _gap_lines(setting: Setting[Any], arms: Sequence[Arm], results: dict[str, Any]) -> list[str]:

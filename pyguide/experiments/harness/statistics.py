@@ -8,12 +8,12 @@ from typing import Any
 
 from pyguide.experiments.harness.experiment import Arm, Metric, Result
 
-__all__ = ["NOISE", "mean_and_error", "summarize", "verdict"]
+__all__ = ["is_noise", "mean_and_error", "summarize", "verdict"]
 
 Records = Sequence[Mapping[str, Any]]
 
-#: A difference within so many standard errors of it is noise.
-NOISE = 2.0
+#: A difference beyond so many standard errors of it is no noise.
+_ERRORS = 2.0
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
@@ -33,6 +33,18 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
         return mean, None
     variance = sum((value - mean) ** 2 for value in values) / (n - 1)
     return mean, math.sqrt(variance / n)
+
+
+def is_noise(difference: float, error: float) -> bool:
+    """Whether a difference is within two of its standard errors.
+
+    Examples
+    --------
+    >>> from pyguide.experiments.harness.statistics import is_noise
+    >>> is_noise(1.5, 1.0), is_noise(-3.0, 1.0)
+    (True, False)
+    """
+    return abs(difference) <= _ERRORS * error
 
 
 def verdict(difference: Mapping[str, Any], sign: int) -> str | None:
@@ -60,7 +72,7 @@ def verdict(difference: Mapping[str, Any], sign: int) -> str | None:
     if error is None:
         return None
     signed = sign * difference["mean"]
-    if abs(signed) <= NOISE * error:
+    if is_noise(signed, error):
         return "within noise"
     return "reproduced" if signed > 0 else "not reproduced"
 
