@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from pyguide.distances import LinearCKA
@@ -80,8 +81,12 @@ def killed(rank: int) -> Any:
     x = torch.randn(40, 6)
     with guidance.capture():
         target(x)
+    # Not before process 0 is connected too, which would be another error.
+    connected = torch.zeros(1)
     if rank == 1:
+        dist.recv(connected, 0)
         os._exit(9)
+    dist.send(connected, 1)
     return guidance.loss(x)
 
 
